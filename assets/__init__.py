@@ -1,0 +1,1 @@
+"""Shipped data: `importlib.resources.files("videoar.assets") / "digits"` is the demo model."""

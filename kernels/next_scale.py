@@ -1,0 +1,183 @@
+"""The end of one decoding step: logits to bits, frame accumulator and the next step's input.
+
+    delta = logit_1 - logit_0                    delta = uncond + guidance (cond - uncond)
+    bit   = uniform < sigmoid(delta / temperature)      (temperature 0: bit = delta > 0)
+    q     = (2 bit - 1) / sqrt(d)                accumulator += up(q, (H, W))
+    input = resize(accumulator, size of the next scale)
+
+(arXiv 2601.05966, Eq. 2, 5 and 6.) `up` and `resize` are bilinear, neither resamples between equal
+sizes. The last scale completes the frame: the input that follows is the frame resized to the first
+scale, which opens the next frame.
+
+Axes: R rows, n tokens of the scale (row-major over its grid), d bits a token, H x W latent grid.
+Everything is float32. Bytes that must move: both logits, accumulator in and out, bits and input.
+"""
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from videoar.kernels.bsq_quantize import bits_to_codes
+from videoar.kernels.dispatch import select
+from videoar.kernels.philox import philox_uniform
+from videoar.kernels.resample import resample
+
+Sizes = Sequence[tuple[int, int]]
+
+
+class NextScale(NamedTuple):
+    """What `next_scale` gives.
+
+    Attributes:
+        bits: bool `[R,n,d]`.
+        accumulator: float32 `[R,d,H,W]`, with this scale added; after the last scale the frame.
+        inputs: float32 `[R,n_next,d]`.
+    """
+
+    bits: Tensor
+    accumulator: Tensor
+    inputs: Tensor
+
+
+def next_scale(
+    logits: Tensor,
+    accumulator: Tensor,
+    sizes: Sizes,
+    scale: int,
+    *,
+    logits_uncond: Tensor | None = None,
+    guidance: float | Tensor = 1.0,
+    temperature: float | Tensor = 1.0,
+    seeds: Tensor | None = None,
+    frames: int | Tensor = 0,
+    noise: Tensor | None = None,
+) -> NextScale:
+    """Sample the bits of one scale and prepare the next (arXiv 2601.05966, Eq. 2, 5 and 6).
+
+    Args:
+        logits: `[R,n,2d]`, floating; elements 2j and 2j + 1 are the logits of bit j being 0 and 1.
+        accumulator: float32 `[R,d,H,W]`, sum of the upsampled codes of the coarser scales of the
+            frame; zero before the first. Not changed.
+        sizes: `((h_1,w_1), ..., (H,W))`.
+        scale: index of this scale, from 0.
+        logits_uncond: of the unconditional rows, as `logits`; None: no guidance.
+        guidance: strength, one for all rows or `[R]`; 1 gives `logits`.
+        temperature: one for all rows or `[R]`; 0 takes the likelier bit.
+        seeds: int64 `[R]`, keys of the random numbers; see `philox_uniform`.
+        frames: latent frame index, one for all rows or `[R]`.
+        noise: float32 `[R,n,d]` uniforms to use instead of those of `seeds`.
+
+    Raises:
+        ValueError: a shape or dtype that does not fit, naming the argument, or no source of
+            uniforms at a temperature above 0.
+    """
+    _check_shapes(logits, accumulator, sizes, scale, logits_uncond)
+    _check_sampling(logits, logits_uncond, guidance, temperature, seeds, noise)
+    implementation = select("next_scale", logits, {"reference": next_scale_ref})
+    return implementation(
+        logits,
+        accumulator,
+        sizes,
+        scale,
+        logits_uncond=logits_uncond,
+        guidance=guidance,
+        temperature=temperature,
+        seeds=seeds,
+        frames=frames,
+        noise=noise,
+    )
+
+
+@torch.no_grad()
+def next_scale_ref(
+    logits: Tensor,
+    accumulator: Tensor,
+    sizes: Sizes,
+    scale: int,
+    *,
+    logits_uncond: Tensor | None = None,
+    guidance: float | Tensor = 1.0,
+    temperature: float | Tensor = 1.0,
+    seeds: Tensor | None = None,
+    frames: int | Tensor = 0,
+    noise: Tensor | None = None,
+) -> NextScale:
+    """Plain PyTorch twin of `next_scale`."""
+    delta = _bit_delta(logits)
+    if logits_uncond is not None:
+        uncond = _bit_delta(logits_uncond)
+        delta = uncond + _per_row(guidance) * (delta - uncond)
+    if noise is None and seeds is not None:
+        noise = philox_uniform(seeds, frames, scale, *delta.shape[1:])
+    bits = _draw(delta, temperature, noise)
+    codes = bits_to_codes(bits).transpose(1, 2).unflatten(2, tuple(sizes[scale]))
+    accumulator = accumulator + resample(codes, tuple(sizes[-1]), "bilinear")
+    following = tuple(sizes[(scale + 1) % len(sizes)])
+    inputs = resample(accumulator, following, "bilinear").flatten(2).transpose(1, 2)
+    return NextScale(bits, accumulator, inputs)
+
+
+def _bit_delta(logits: Tensor) -> Tensor:
+    pairs = logits.float().unflatten(-1, (-1, 2))
+    return pairs[..., 1] - pairs[..., 0]
+
+
+def _per_row(value: float | Tensor) -> float | Tensor:
+    return value.float()[:, None, None] if isinstance(value, Tensor) else value
+
+
+def _draw(delta: Tensor, temperature: float | Tensor, noise: Tensor | None) -> Tensor:
+    greedy = delta > 0
+    if isinstance(temperature, Tensor):
+        temperature = _per_row(temperature)
+        drawn = noise < torch.sigmoid(delta / temperature)
+        return torch.where(temperature == 0, greedy, drawn)
+    return greedy if temperature == 0 else noise < torch.sigmoid(delta / temperature)
+
+
+def _check_shapes(
+    logits: Tensor, accumulator: Tensor, sizes: Sizes, scale: int, logits_uncond: Tensor | None
+) -> None:
+    if not 0 <= scale < len(sizes):
+        raise ValueError(f"scale: expected 0 .. {len(sizes) - 1}, got {scale}")
+    tokens = sizes[scale][0] * sizes[scale][1]
+    if logits.dim() != 3 or logits.shape[1] != tokens or logits.shape[2] % 2:
+        raise ValueError(f"logits: expected [R, {tokens}, 2d], got {list(logits.shape)}")
+    expected = (logits.shape[0], logits.shape[2] // 2, *sizes[-1])
+    if tuple(accumulator.shape) != expected or accumulator.dtype != torch.float32:
+        raise ValueError(
+            f"accumulator: expected torch.float32 {list(expected)}, "
+            f"got {accumulator.dtype} {list(accumulator.shape)}"
+        )
+    if logits_uncond is not None and logits_uncond.shape != logits.shape:
+        raise ValueError(
+            f"logits_uncond: expected {list(logits.shape)}, got {list(logits_uncond.shape)}"
+        )
+
+
+def _check_sampling(
+    logits: Tensor,
+    logits_uncond: Tensor | None,
+    guidance: float | Tensor,
+    temperature: float | Tensor,
+    seeds: Tensor | None,
+    noise: Tensor | None,
+) -> None:
+    rows, tokens, classes = logits.shape
+    for name, value in {"guidance": guidance, "temperature": temperature}.items():
+        if isinstance(value, Tensor) and tuple(value.shape) != (rows,):
+            raise ValueError(f"{name}: expected a float or [{rows}], got {list(value.shape)}")
+    if logits_uncond is None and not isinstance(guidance, Tensor) and guidance != 1:
+        raise ValueError(f"guidance: expected 1 without logits_uncond, got {guidance}")
+    greedy = not isinstance(temperature, Tensor) and temperature == 0
+    if not isinstance(temperature, Tensor) and not temperature >= 0:
+        raise ValueError(f"temperature: expected at least 0, got {temperature}")
+    if seeds is None and noise is None and not greedy:
+        raise ValueError("seeds: expected seeds or noise at a temperature above 0, got neither")
+    if seeds is not None and tuple(seeds.shape) != (rows,):
+        raise ValueError(f"seeds: expected [{rows}], got {list(seeds.shape)}")
+    expected = (rows, tokens, classes // 2)
+    if noise is not None and tuple(noise.shape) != expected:
+        raise ValueError(f"noise: expected {list(expected)}, got {list(noise.shape)}")

@@ -1,0 +1,219 @@
+"""QK normalisation and multi-scale temporal RoPE of the queries and keys of a chunk or sequence.
+
+    q = q / sqrt(mean_D(q^2) + eps) * q_weight                       (k likewise; optional)
+    angle_i = position[axis(i)] * theta^(-2 i / D)                   i = 0 .. D/2 - 1
+    (q_i, q_{i+D/2}) <- (q_i cos - q_{i+D/2} sin, q_{i+D/2} cos + q_i sin)
+
+axis(i) splits the ordinary frequency list into three contiguous sections: time, height, width. With
+three equal positions this is ordinary RoPE (arXiv 2104.09864, section 3.2); the split over axes is
+arXiv 2601.05966 (Eq. 7), the normalisation that of Qwen3 (arXiv 2505.09388).
+
+Axes: B rows, H query heads, G key heads, L tokens, D head width. All arithmetic is float32 with one
+rounding at the end. Bytes that must move: q and k once in, once out; with a cache write also v
+once in and k, v once out.
+"""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from videoar.kernels.dispatch import select
+
+Sections = tuple[int, int, int]
+
+
+@dataclass(frozen=True, slots=True)
+class CacheWrite:
+    """Where the rotated keys and the values of a chunk go.
+
+    Attributes:
+        v_BGLD: the chunk's values, `[B,G,L,D]`.
+        k_cache: `[B,G,capacity,D]`, rows start .. start + L are overwritten in place.
+        v_cache: as `k_cache`, for the values.
+        start: first row, an int for the whole batch or an int32/int64 tensor `[B]`. The values of
+            a tensor are trusted: they are only known on its device.
+    """
+
+    v_BGLD: Tensor  # noqa: N815 (carries its axes)
+    k_cache: Tensor
+    v_cache: Tensor
+    start: int | Tensor
+
+
+def rope_sections(head_dim: int) -> Sections:
+    """Rotary pairs per axis (time, height, width): 3/8 each for height and width, time the rest.
+
+    Raises:
+        ValueError: an odd or non-positive head width.
+    """
+    if head_dim < 2 or head_dim % 2:
+        raise ValueError(f"head_dim: expected an even number of at least 2, got {head_dim}")
+    pairs = head_dim // 2
+    side = 3 * pairs // 8
+    return pairs - 2 * side, side, side
+
+
+def qk_norm_rope(
+    q_BHLD: Tensor,
+    k_BGLD: Tensor,
+    positions: Tensor,
+    *,
+    sections: Sections,
+    theta: float = 10000.0,
+    q_weight: Tensor | None = None,
+    k_weight: Tensor | None = None,
+    eps: float = 1e-6,
+    cache: CacheWrite | None = None,
+) -> tuple[Tensor, Tensor]:
+    """Normalise and rotate queries and keys (arXiv 2601.05966, Eq. 7).
+
+    Args:
+        q_BHLD: `[B,H,L,D]`, floating, any strides.
+        k_BGLD: `[B,G,L,D]`, of the dtype of q.
+        positions: (time, height, width) of every token, integer `[L,3]` or `[B,L,3]`.
+        sections: rotary pairs of each axis, sum D/2; see `rope_sections`.
+        theta: base of the frequencies.
+        q_weight: `[D]`, shared by the heads; together with `k_weight`, or both None: no norm.
+        k_weight: `[D]`.
+        eps: added to the mean square.
+        cache: also write the rotated keys and the values into the cache, without gradient.
+
+    Returns:
+        q and k, in their shapes and dtypes.
+
+    Raises:
+        ValueError: a shape or dtype that does not fit, or an int start beyond the capacity.
+    """
+    _check_heads(q_BHLD, k_BGLD, positions, sections)
+    _check_weights(q_BHLD.shape[-1], q_weight, k_weight)
+    if cache is not None:
+        _check_cache(k_BGLD, cache)
+    implementation = select("qk_norm_rope", q_BHLD, {"reference": qk_norm_rope_ref})
+    return implementation(
+        q_BHLD,
+        k_BGLD,
+        positions,
+        sections=sections,
+        theta=theta,
+        q_weight=q_weight,
+        k_weight=k_weight,
+        eps=eps,
+        cache=cache,
+    )
+
+
+def qk_norm_rope_ref(
+    q_BHLD: Tensor,
+    k_BGLD: Tensor,
+    positions: Tensor,
+    *,
+    sections: Sections,
+    theta: float = 10000.0,
+    q_weight: Tensor | None = None,
+    k_weight: Tensor | None = None,
+    eps: float = 1e-6,
+    cache: CacheWrite | None = None,
+) -> tuple[Tensor, Tensor]:
+    """Plain PyTorch twin of `qk_norm_rope`."""
+    dtype = torch.promote_types(q_BHLD.dtype, torch.float32)
+    angles = rope_angles(positions, sections, theta, dtype)
+    if angles.dim() == 3:
+        angles = angles[:, None]
+    cos, sin = angles.cos(), angles.sin()
+    q_out = _rotate(_normalise(q_BHLD.to(dtype), q_weight, eps), cos, sin).to(q_BHLD.dtype)
+    k_out = _rotate(_normalise(k_BGLD.to(dtype), k_weight, eps), cos, sin).to(k_BGLD.dtype)
+    if cache is not None:
+        _write(cache.k_cache, k_out, cache.start)
+        _write(cache.v_cache, cache.v_BGLD, cache.start)
+    return q_out, k_out
+
+
+def rope_angles(
+    positions: Tensor, sections: Sections, theta: float, dtype: torch.dtype = torch.float32
+) -> Tensor:
+    """Rotation angle of every pair: positions `[..., 3]` to `[..., D/2]` in radians."""
+    pairs = sum(sections)
+    exponents = torch.arange(pairs, dtype=torch.float64, device=positions.device) / pairs
+    frequencies = (theta**-exponents).to(dtype)
+    owners = [
+        positions[..., axis : axis + 1].expand(*positions.shape[:-1], n)
+        for axis, n in enumerate(sections)
+    ]
+    return torch.cat(owners, dim=-1).to(dtype) * frequencies
+
+
+def _normalise(x: Tensor, weight: Tensor | None, eps: float) -> Tensor:
+    if weight is None:
+        return x
+    return x * torch.rsqrt(x.square().mean(-1, keepdim=True) + eps) * weight
+
+
+def _rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+    first, second = x.chunk(2, dim=-1)
+    return torch.cat([first * cos - second * sin, second * cos + first * sin], dim=-1)
+
+
+def _write(cache: Tensor, x_BGLD: Tensor, start: int | Tensor) -> None:
+    x = x_BGLD.detach().to(cache.dtype)
+    length = x.shape[2]
+    if isinstance(start, int):
+        cache[:, :, start : start + length] = x
+        return
+    rows = start[:, None] + torch.arange(length, device=cache.device)
+    batch = torch.arange(cache.shape[0], device=cache.device)[:, None]
+    cache[batch, :, rows] = x.transpose(1, 2)
+
+
+def _check_heads(q: Tensor, k: Tensor, positions: Tensor, sections: Sections) -> None:
+    if q.dim() != 4 or not q.is_floating_point() or q.shape[-1] % 2:
+        raise ValueError(f"q: expected floating [B,H,L,even D], got {q.dtype} {list(q.shape)}")
+    batch, _, length, width = q.shape
+    same_axes = k.dim() == 4 and (k.shape[0], *k.shape[2:]) == (batch, length, width)
+    if not same_axes or k.dtype != q.dtype:
+        raise ValueError(
+            f"k: expected {q.dtype} [{batch}, G, {length}, {width}], got {k.dtype} {list(k.shape)}"
+        )
+    if positions.is_floating_point() or tuple(positions.shape) not in (
+        (length, 3),
+        (batch, length, 3),
+    ):
+        raise ValueError(
+            f"positions: expected integer [{length}, 3] or [{batch}, {length}, 3], "
+            f"got {positions.dtype} {list(positions.shape)}"
+        )
+    if len(sections) != 3 or min(sections) < 0 or sum(sections) != width // 2:
+        raise ValueError(f"sections: expected 3 counts that sum to {width // 2}, got {sections}")
+
+
+def _check_weights(width: int, q_weight: Tensor | None, k_weight: Tensor | None) -> None:
+    if (q_weight is None) != (k_weight is None):
+        missing = "q_weight" if q_weight is None else "k_weight"
+        raise ValueError(f"{missing}: expected both weights or neither, got None")
+    for name, weight in {"q_weight": q_weight, "k_weight": k_weight}.items():
+        if weight is not None and tuple(weight.shape) != (width,):
+            raise ValueError(f"{name}: expected [{width}], got {list(weight.shape)}")
+
+
+def _check_cache(k: Tensor, cache: CacheWrite) -> None:
+    batch, groups, length, width = k.shape
+    if cache.v_BGLD.shape != k.shape:
+        raise ValueError(f"cache.v_BGLD: expected {list(k.shape)}, got {list(cache.v_BGLD.shape)}")
+    for name, rows in {"k_cache": cache.k_cache, "v_cache": cache.v_cache}.items():
+        if rows.dim() != 4 or (*rows.shape[:2], rows.shape[3]) != (batch, groups, width):
+            raise ValueError(
+                f"cache.{name}: expected [{batch}, {groups}, capacity, {width}], "
+                f"got {list(rows.shape)}"
+            )
+        if isinstance(cache.start, int) and not 0 <= cache.start <= rows.shape[2] - length:
+            raise ValueError(
+                f"cache.start: expected 0 .. {rows.shape[2] - length} ({length} rows into "
+                f"a {name} of {rows.shape[2]}), got {cache.start}"
+            )
+    if isinstance(cache.start, Tensor) and (
+        tuple(cache.start.shape) != (batch,) or cache.start.is_floating_point()
+    ):
+        raise ValueError(
+            f"cache.start: expected an int or integer [{batch}], "
+            f"got {cache.start.dtype} {list(cache.start.shape)}"
+        )

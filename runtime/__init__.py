@@ -1,0 +1,1 @@
+"""Config, schedule, model, tokenizer, cache, decoding, checkpoints, media and the command line."""

@@ -1,0 +1,52 @@
+"""Clips and pictures on disk: frames are uint8 `[T,H,W,3]` RGB numpy arrays.
+
+Needs PyAV, so import it where it is used and not at the top of a module of the runtime.
+"""
+
+from typing import Any
+
+import numpy as np
+import torch
+
+from videoar.runtime.media_read import list_media, read_video
+from videoar.runtime.media_sheet import contact_sheet, to_frames
+from videoar.runtime.media_write import check_writable, write_png, write_video
+
+__all__ = [
+    "check_writable",
+    "contact_sheet",
+    "list_media",
+    "read_video",
+    "to_float",
+    "to_uint8",
+    "write_png",
+    "write_video",
+]
+
+
+def to_float(frames: Any) -> torch.Tensor:
+    """Frames, uint8 `[T,H,W,3]`, as the model's float32 `[3,T,H,W]` in [-1,1]."""
+    return torch.from_numpy(to_frames(frames)).permute(3, 0, 1, 2).float().div(127.5).sub(1)
+
+
+def to_uint8(video: torch.Tensor) -> np.ndarray:
+    """The inverse of `to_float`: clamped and rounded, from any device.
+
+    Args:
+        video: floating `[3,T,H,W]` or `[B,3,T,H,W]`, nominally in [-1,1].
+
+    Returns:
+        uint8 `[T,H,W,3]` or `[B,T,H,W,3]`, C-contiguous.
+
+    Raises:
+        ValueError: another shape or dtype, or a NaN.
+    """
+    if video.ndim not in (4, 5) or video.shape[-4] != 3 or not video.is_floating_point():
+        shape = list(video.shape)
+        raise ValueError(
+            f"video: floating [B,3,T,H,W] or [3,T,H,W] needed, got {video.dtype} {shape}"
+        )
+    if video.isnan().any():
+        raise ValueError("video: has NaN values")
+    pixels = video.detach().float().clamp(-1, 1).add(1).mul(127.5).round().to(torch.uint8)
+    return pixels.movedim(-4, -1).contiguous().cpu().numpy()

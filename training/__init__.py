@@ -1,0 +1,1 @@
+"""Data, losses, one readable loop per model, evaluation."""
