@@ -134,7 +134,7 @@ def _check_length(path: Path) -> None:
                 pickled = prefix.startswith(_PICKLE_STARTS)
                 problem = "is a pickle, pickles are not read" if pickled else "is no safetensors"
                 raise CheckpointError(f"{path}: {problem}")
-            header = file.read(length)
+            header = file.read(min(length, size))
     except OSError as error:
         raise CheckpointError(f"{path}: cannot be read ({error.strerror})") from error
     if len(prefix) < 8 or len(header) < length:

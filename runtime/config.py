@@ -156,7 +156,8 @@ class TransformerConfig:
         vocab_size: entries of the text vocabulary, or the number of classes.
         max_text: most text tokens, start token included (1 for classes).
         qk_norm: RMSNorm on every query and key head.
-        rope_theta: base of the rotary frequencies.
+        rope_theta: base of the rotary frequencies. The width axis takes the slowest ones, so on
+            small grids the LLaMA value of 10000 leaves columns almost indistinguishable.
         rope_sections: rotary pairs of the time, height and width axis.
         norm_eps: of every RMSNorm.
     """
@@ -274,6 +275,7 @@ DIGITS_TRANSFORMER = TransformerConfig(
     condition="text",
     vocab_size=48,
     max_text=12,
+    rope_theta=10.0,
     rope_sections=(8, 12, 12),
 )
 
@@ -293,6 +295,7 @@ def _published(
         "vocab_size": 101,
         "sizes": default_sizes(*grid),
         "rope_sections": (pairs - 2 * side, side, side),
+        "rope_theta": 100.0,
     }
     return TransformerConfig(
         layers=layers,

@@ -66,7 +66,7 @@ def read_video(
         start: first frame to return, counted after resampling.
 
     Returns:
-        Frames, uint8 `[T,H,W,3]` RGB, and their rate a second (1.0 for a picture).
+        Frames, uint8 `[T,H,W,3]` RGB, and their rate a second: `fps` if given (a picture has 1.0).
 
     Raises:
         ValueError: bad arguments.
@@ -86,7 +86,8 @@ def read_video(
             converted.append(converted[-1] if frame is previous else _to_rgb(frame, size))
             times.append(frame.time)
             previous = frame
-        rate = 1.0 if still else float(fps or _source_rate(stream, times))
+        source_rate = 1.0 if still else _source_rate(stream, times)
+        rate = float(fps or source_rate)
     found = len(converted)
     if num_frames is not None and found < num_frames:
         raise MediaError(f"{path}: {num_frames} frames from {start} asked for, {found} are there")
@@ -139,8 +140,8 @@ def _video_stream(path: Path, container):
         # The cover picture of a song is a video stream to FFmpeg.
         if not stream.disposition & Disposition.attached_pic:
             return stream
-    kinds = ", ".join(sorted({stream.type for stream in container.streams})) or "nothing"
-    raise MediaError(f"{path}: has no video stream (only {kinds})")
+    kinds = " and ".join(sorted({stream.type for stream in container.streams})) or "nothing"
+    raise MediaError(f"{path}: has no video stream, {kinds} alone")
 
 
 def _check_gif_end(path: Path, content: mmap.mmap) -> None:

@@ -2,6 +2,11 @@
 
 import pytest
 import torch
+from hypothesis import HealthCheck, settings
+
+# A busy machine must not fail a property: the examples are checked, not their time.
+settings.register_profile("videoar", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.load_profile("videoar")
 
 
 @pytest.fixture(params=["cpu", pytest.param("cuda", marks=pytest.mark.gpu)])

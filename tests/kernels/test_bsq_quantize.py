@@ -1,0 +1,142 @@
+"""The multi-scale residual quantiser against a loop written from the paper."""
+
+import hypothesis.strategies as st
+import pytest
+import torch
+import torch.nn.functional as F
+from hypothesis import given
+
+from videoar.kernels.bsq_quantize import bits_to_codes, bsq_quantize, dequantize
+
+SIZES = ((1, 1), (2, 2), (3, 3), (4, 4))
+WIDE = ((1, 2), (2, 3), (3, 5))
+
+
+def up(x: torch.Tensor, size: tuple[int, int]) -> torch.Tensor:
+    same = tuple(x.shape[-2:]) == tuple(size)
+    return x if same else F.interpolate(x, size, mode="bilinear", align_corners=False)
+
+
+def by_hand(
+    frame: torch.Tensor, sizes: tuple, flips: torch.Tensor | None
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, list[torch.Tensor]]:
+    """One frame `[d,H,W]`, token by token: targets, seen bits, x_hat and the inputs from scale 2."""
+    d, (height, width) = frame.shape[0], sizes[-1]
+    residual, total = frame[None].clone(), torch.zeros(1, *frame.shape)
+    targets, seen, inputs, offset = [], [], [], 0
+    for h, w in sizes:
+        if offset:
+            inputs.append(up(total, (h, w))[0].flatten(1).T)
+        y = residual if (h, w) == (height, width) else F.adaptive_avg_pool2d(residual, (h, w))
+        code = torch.empty(1, d, h, w)
+        for n in range(h * w):
+            row, column = divmod(n, w)
+            target = y[0, :, row, column] > 0
+            flip = torch.zeros(d, dtype=torch.bool) if flips is None else flips[offset + n]
+            bit = target != flip
+            targets.append(target)
+            seen.append(bit)
+            code[0, :, row, column] = torch.where(bit, 1.0, -1.0) / d**0.5
+        offset += h * w
+        residual = residual - up(code, (height, width))
+        total = total + up(code, (height, width))
+    return torch.stack(targets), torch.stack(seen), total[0], inputs
+
+
+@pytest.mark.parametrize("sizes", [SIZES, WIDE, ((2, 2),)])
+@pytest.mark.parametrize("flipped", [False, True])
+def test_matches_the_paper(sizes: tuple, flipped: bool, device: str) -> None:
+    torch.manual_seed(0)
+    batch, d, frames = 2, 7, 3
+    x = torch.randn(batch, d, frames, *sizes[-1])
+    tokens = sum(h * w for h, w in sizes)
+    flips = torch.rand(batch, frames, tokens, d) < 0.2 if flipped else None
+    got = bsq_quantize(
+        x.to(device),
+        sizes,
+        flips=None if flips is None else flips.to(device),
+        return_inputs=True,
+    )
+    for b in range(batch):
+        previous = None
+        for t in range(frames):
+            flip = None if flips is None else flips[b, t]
+            targets, seen, total, inputs = by_hand(x[b, :, t], sizes, flip)
+            assert torch.equal(got.targets[b, t].cpu(), targets), (b, t)
+            assert torch.equal(got.bits[b, t].cpu(), seen), (b, t)
+            torch.testing.assert_close(got.reconstruction[b, :, t].cpu(), total)
+            first = torch.zeros(sizes[0][0] * sizes[0][1], d)
+            if previous is not None:
+                first = F.interpolate(previous[None], sizes[0], mode="bilinear")[0].flatten(1).T
+            expected = torch.cat([first, *inputs])
+            torch.testing.assert_close(got.inputs[b, t].cpu(), expected, atol=1e-5, rtol=1e-5)
+            previous = total
+
+
+def test_targets_correct_the_flips(device: str) -> None:
+    """A flipped coarse bit changes finer targets, so that the frame still comes out close."""
+    torch.manual_seed(1)
+    x = torch.randn(4, 8, 1, 4, 4, device=device) * 0.5
+    clean = bsq_quantize(x, SIZES)
+    flips = torch.zeros(4, 1, 30, 8, dtype=torch.bool, device=device)
+    flips[:, :, 0] = True
+    corrected = bsq_quantize(x, SIZES, flips=flips)
+    assert torch.equal(corrected.targets[:, :, 0], clean.targets[:, :, 0])
+    assert not torch.equal(corrected.targets[:, :, 1:], clean.targets[:, :, 1:])
+    uncorrected = dequantize(clean.bits ^ flips, SIZES)
+    error = (corrected.reconstruction - x).square().mean()
+    assert error < (uncorrected - x).square().mean()
+
+
+@given(st.integers(1, 40), st.integers(1, 3), st.sampled_from([SIZES, WIDE]), st.integers(0, 99))
+def test_dequantize_is_the_reconstruction(d: int, frames: int, sizes: tuple, seed: int) -> None:
+    generator = torch.Generator().manual_seed(seed)
+    x = torch.randn(2, d, frames, *sizes[-1], generator=generator)
+    quantized = bsq_quantize(x, sizes)
+    assert torch.equal(dequantize(quantized.bits, sizes), quantized.reconstruction)
+
+
+def test_frames_and_rows_do_not_mix(device: str) -> None:
+    x = torch.randn(3, 6, 4, 4, 4, device=device)
+    whole = bsq_quantize(x, SIZES)
+    one = bsq_quantize(x[1:2, :, 2:3], SIZES)
+    assert torch.equal(whole.bits[1:2, 2:3], one.bits)
+    assert torch.equal(whole.reconstruction[1:2, :, 2:3], one.reconstruction)
+
+
+def test_straight_through_gradient(device: str) -> None:
+    x = torch.randn(1, 4, 2, 4, 4, device=device, requires_grad=True)
+    g = torch.randn(1, 4, 2, 4, 4, device=device)
+    (bsq_quantize(x, SIZES).reconstruction * g).sum().backward()
+    torch.testing.assert_close(x.grad, g)
+
+
+def test_losses_on_known_numbers(device: str) -> None:
+    """One cell at a code of the sphere commits for free; half the bits set is full entropy."""
+    d = 4
+    codes = bits_to_codes(torch.tensor([[True, False, True, False], [False, True, False, True]]))
+    x = codes.T.reshape(1, d, 1, 1, 2).to(device)
+    losses = bsq_quantize(x, ((1, 2),), return_losses=True).losses
+    assert losses["commitment"].item() == pytest.approx(0, abs=1e-6)
+    assert losses["batch_entropy"].item() == pytest.approx(0.6931, abs=1e-3)
+    assert losses["sample_entropy"].item() < 0.45
+    off = bsq_quantize(torch.tensor([1.0, 0, 0, 0]).reshape(1, d, 1, 1, 1), ((1, 1),),
+                       return_losses=True).losses
+    assert off["commitment"].item() == pytest.approx(2 - 2 * 0.5, abs=1e-5)
+
+
+def test_zero_is_a_zero_bit(device: str) -> None:
+    bits = bsq_quantize(torch.zeros(1, 3, 1, 1, 1, device=device), ((1, 1),)).bits
+    assert not bits.any()
+
+
+def test_bad_arguments() -> None:
+    x = torch.zeros(1, 3, 1, 4, 4)
+    with pytest.raises(ValueError, match="x: expected floating"):
+        bsq_quantize(x[0], SIZES)
+    with pytest.raises(ValueError, match="sizes: the last"):
+        bsq_quantize(x, WIDE)
+    with pytest.raises(ValueError, match="flips: expected bool"):
+        bsq_quantize(x, SIZES, flips=torch.zeros(1, 1, 29, 3, dtype=torch.bool))
+    with pytest.raises(ValueError, match=r"bits: expected \[B,t,30,d\]"):
+        dequantize(torch.zeros(1, 1, 29, 3, dtype=torch.bool), SIZES)

@@ -1,0 +1,273 @@
+"""Chunk attention and its mask against loops over single tokens."""
+
+import math
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from videoar.kernels.chunk_attention import (
+    chunk_attention,
+    chunk_attention_ref,
+    chunk_mask,
+    masked_attention,
+)
+from videoar.runtime.schedule import ChunkSchedule
+
+GRIDS = st.lists(st.tuples(st.integers(1, 2), st.integers(1, 3)), min_size=1, max_size=3)
+VIDEOS = st.builds(ChunkSchedule.video, st.integers(1, 4), GRIDS.map(tuple))
+GROUPS = st.builds(
+    ChunkSchedule.grouped, st.integers(1, 2), st.just((2, 2)), st.sampled_from([1, 4])
+)
+SMALL = ChunkSchedule.video(3, ((1, 1), (2, 2)))
+
+
+def sees(schedule, query, key, text_len, real, visible):
+    """Whether one token attends to another, in the words of the paper; `visible` is F x F."""
+    if query < text_len:
+        return key <= query and key < real
+    if key < text_len:
+        return key < real
+    query, key = (
+        next(
+            (index, chunk.frame)
+            for index, chunk in enumerate(schedule.chunks)
+            if chunk.offset <= token - text_len < chunk.offset + chunk.length
+        )
+        for token in (query, key)
+    )
+    if query[1] == key[1]:
+        return key[0] <= query[0]
+    return key[1] < query[1] and visible[query[1]][key[1]]
+
+
+def brute_mask(schedule, text_len, text_lengths, visible):
+    length = range(text_len + schedule.num_tokens)
+    rows = zip(text_lengths.tolist(), visible.tolist(), strict=True)
+    return torch.tensor(
+        [[[sees(schedule, i, j, text_len, n, v) for j in length] for i in length] for n, v in rows]
+    )
+
+
+def brute_attention(q, k, v, mask, scale):
+    """One query at a time in float64; also the log denominators."""
+    out = torch.zeros(q.shape, dtype=torch.float64)
+    lse = torch.full(q.shape[:3], -math.inf, dtype=torch.float64)
+    share = q.shape[1] // k.shape[1]
+    for b, h, i in torch.cartesian_prod(*(torch.arange(n) for n in q.shape[:3])).tolist():
+        keys = mask[b, i].nonzero().flatten()
+        if len(keys):
+            scores = k[b, h // share, keys].double() @ q[b, h, i].double() * scale
+            lse[b, h, i] = scores.exp().sum().log()
+            out[b, h, i] = (scores - lse[b, h, i]).exp() @ v[b, h // share, keys].double()
+    return out, lse
+
+
+def random_qkv(batch, length, heads=4, groups=2, width=16, device="cpu", dtype=torch.float32):
+    """Transposed views, as projections give them."""
+    return tuple(
+        torch.randn(batch, length, n, width, device=device).to(dtype).transpose(1, 2)
+        for n in (heads, groups, groups)
+    )
+
+
+def random_visibility(batch, frames, text_len):
+    return torch.randint(text_len + 1, (batch,)), torch.rand(batch, frames, frames) < 0.5
+
+
+@settings(max_examples=40, deadline=None)
+@given(VIDEOS | GROUPS, st.integers(0, 4), st.data())
+def test_mask_matches_the_rules(schedule, text_len, data):
+    frames = schedule.num_frames
+    text_lengths = torch.tensor(
+        data.draw(st.lists(st.integers(0, text_len), min_size=2, max_size=2))
+    )
+    flags = st.lists(st.booleans(), min_size=2 * frames**2, max_size=2 * frames**2)
+    visible = torch.tensor(data.draw(flags)).view(2, frames, frames)
+    expected = brute_mask(schedule, text_len, text_lengths, visible)
+    mask = chunk_mask(schedule, text_len, text_lengths, visible)
+    assert torch.equal(mask, expected[:, None])
+
+
+@given(VIDEOS, st.integers(0, 3))
+@settings(max_examples=10, deadline=None)
+def test_mask_by_default_hides_nothing(schedule, text_len):
+    everything = torch.ones(1, schedule.num_frames, schedule.num_frames, dtype=torch.bool)
+    expected = brute_mask(schedule, text_len, torch.tensor([text_len]), everything)
+    assert torch.equal(chunk_mask(schedule, text_len), expected[:, None])
+    assert torch.equal(chunk_mask(schedule, text_len, None, everything[0]), expected[:, None])
+
+
+@pytest.mark.parametrize(("heads", "groups"), [(1, 1), (4, 4), (4, 2), (6, 1)])
+@pytest.mark.parametrize(("text_len", "width"), [(0, 8), (5, 17), (2, 63)])
+def test_matches_token_loop(heads, groups, text_len, width, device):
+    text_lengths, visible = random_visibility(3, 3, text_len)
+    text_lengths[0] = 0
+    q, k, v = random_qkv(3, text_len + SMALL.num_tokens, heads, groups, width)
+    mask = brute_mask(SMALL, text_len, text_lengths, visible)
+    expected, expected_lse = brute_attention(q, k, v, mask, width**-0.5)
+    qkv = [x.to(device) for x in (q, k, v)]
+    options = {
+        "text_len": text_len,
+        "text_lengths": text_lengths.to(device),
+        "frame_visible": visible.to(device),
+    }
+    out = chunk_attention(*qkv, SMALL, **options)
+    torch.testing.assert_close(out.cpu().double(), expected, rtol=1e-5, atol=1e-5)
+    out, lse = chunk_attention(*qkv, SMALL, return_lse=True, **options)
+    assert lse.dtype == torch.float32
+    torch.testing.assert_close(out.cpu().double(), expected, rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(lse.cpu().double(), expected_lse, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("width", [64, 80, 128])
+def test_longer_sequence_and_scale(width, device):
+    schedule = ChunkSchedule.video(2, ((1, 1), (3, 5), (7, 7)))
+    q, k, v = random_qkv(2, 130, 2, 1, width)
+    mask = chunk_mask(schedule)[0].expand(2, 130, 130)
+    expected, _ = brute_attention(q, k, v, mask, 0.3)
+    out = chunk_attention(*(x.to(device) for x in (q, k, v)), schedule, scale=0.3)
+    torch.testing.assert_close(out.cpu().double(), expected, rtol=1e-5, atol=1e-5)
+
+
+def test_precomputed_mask_gives_the_same(device):
+    text_lengths, visible = (x.to(device) for x in random_visibility(2, 3, 4))
+    qkv = random_qkv(2, 4 + SMALL.num_tokens, device=device)
+    options = {"text_len": 4, "text_lengths": text_lengths, "frame_visible": visible}
+    mask = chunk_mask(SMALL, 4, text_lengths, visible, device)
+    without = chunk_attention(*qkv, SMALL, **options)
+    assert torch.equal(chunk_attention(*qkv, SMALL, mask=mask, **options), without)
+
+
+def test_hidden_keys_change_nothing(device):
+    visible = torch.ones(3, 3, dtype=torch.bool, device=device)
+    visible[2, 0] = False
+    q, k, v = random_qkv(2, 4 + SMALL.num_tokens, device=device)
+    options = {
+        "text_len": 4,
+        "text_lengths": torch.full((2,), 3, device=device),
+        "frame_visible": visible,
+    }
+    before = chunk_attention(q, k, v, SMALL, **options)
+    # Token 3 is padding, 4..8 are frame 0, 14.. frame 2, which does not see frame 0.
+    for x in (k, v):
+        x[:, :, 3:9] = torch.randn_like(x[:, :, 3:9])
+    after = chunk_attention(q, k, v, SMALL, **options)
+    assert torch.equal(after[:, :, 14:], before[:, :, 14:])
+    assert not torch.equal(after[:, :, 9:14], before[:, :, 9:14])
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("return_lse", [False, True])
+def test_padding_in_front_of_no_text(dtype, return_lse, device):
+    leaves = [
+        x.requires_grad_() for x in random_qkv(2, 3 + SMALL.num_tokens, device=device, dtype=dtype)
+    ]
+    out = chunk_attention(
+        *leaves,
+        SMALL,
+        text_len=3,
+        text_lengths=torch.tensor([0, 2], device=device),
+        return_lse=return_lse,
+    )
+    if return_lse:
+        out, lse = out
+        assert (lse[0, :, :3] == -math.inf).all()
+        assert lse[0, :, 3:].isfinite().all()
+    assert (out[0, :, :3] == 0).all()
+    assert (out[1, :, :3] != 0).any(-1).all()
+    out.float().square().sum().backward()
+    assert all(leaf.grad.isfinite().all() for leaf in leaves)
+    assert all((leaf.grad[0, :, :3] == 0).all() for leaf in leaves)
+
+
+@pytest.mark.parametrize(("heads", "groups"), [(4, 4), (4, 2)])
+def test_bfloat16(heads, groups, device):
+    text_lengths, visible = random_visibility(2, 3, 4)
+    qkv = random_qkv(2, 4 + SMALL.num_tokens, heads, groups, 64, dtype=torch.bfloat16)
+    mask = brute_mask(SMALL, 4, text_lengths, visible)
+    expected, _ = brute_attention(*qkv, mask, 64**-0.5)
+    out = chunk_attention(
+        *(x.to(device) for x in qkv),
+        SMALL,
+        text_len=4,
+        text_lengths=text_lengths.to(device),
+        frame_visible=visible.to(device),
+    )
+    assert out.dtype == torch.bfloat16
+    error = out.cpu().double() - expected
+    assert error.abs().max() < 3e-2
+    assert error.square().mean().sqrt() < 8e-3 * expected.square().mean().sqrt()
+
+
+@pytest.mark.parametrize("return_lse", [False, True])
+def test_gradcheck(return_lse):
+    schedule = ChunkSchedule.video(2, ((1, 1), (1, 2)))
+    leaves = [x.double().requires_grad_() for x in random_qkv(2, 9, 2, 1, 4)]
+
+    def run(q, k, v):
+        return chunk_attention_ref(
+            q,
+            k,
+            v,
+            schedule,
+            text_len=3,
+            text_lengths=torch.tensor([2, 3]),
+            frame_visible=torch.tensor([[[True, True], [False, True]], [[True] * 2] * 2]),
+            return_lse=return_lse,
+        )
+
+    assert torch.autograd.gradcheck(run, leaves)
+
+
+@pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float32, 1e-5), (torch.bfloat16, 2e-2)])
+def test_gradients_match_float64(dtype, tolerance, device):
+    text_lengths, visible = (x.to(device) for x in random_visibility(2, 3, 4))
+    options = {"text_len": 4, "text_lengths": text_lengths, "frame_visible": visible}
+    leaves = random_qkv(2, 4 + SMALL.num_tokens, width=64, device=device, dtype=dtype)
+    grad = torch.randn_like(leaves[0])
+
+    def gradients(function, cast):
+        inputs = [leaf.to(cast).requires_grad_() for leaf in leaves]
+        out = function(*inputs, SMALL, **options)
+        return [g.double() for g in torch.autograd.grad((out * grad.to(cast)).sum(), inputs)]
+
+    expected = gradients(chunk_attention_ref, torch.float64)
+    for a, b in zip(gradients(chunk_attention, dtype), expected, strict=True):
+        assert (a - b).square().mean().sqrt() < tolerance * b.square().mean().sqrt()
+
+
+def test_unmasked_attention_is_full_attention(device):
+    q, k, v = random_qkv(2, 17)
+    expected, _ = brute_attention(q, k, v, torch.ones(2, 17, 17, dtype=torch.bool), 0.25)
+    for dtype, tolerance in ((torch.float32, 1e-5), (torch.bfloat16, 3e-2)):
+        qkv = [x.to(device, dtype) for x in (q, k, v)]
+        out = masked_attention(*qkv, None, 0.25).cpu().double()
+        torch.testing.assert_close(out, expected, rtol=tolerance, atol=tolerance)
+
+
+@pytest.mark.parametrize(
+    ("change", "name"),
+    [
+        ({"q_BHLD": torch.zeros(2, 4, 16, 8)}, "q"),
+        ({"k_BGLD": torch.zeros(2, 3, 18, 8)}, "k"),
+        ({"v_BGLD": torch.zeros(2, 4, 18, 8)}, "v"),
+        ({"v_BGLD": torch.zeros(2, 2, 18, 8).double()}, "v"),
+        ({"text_lengths": torch.tensor([1, 2, 3])}, "text_lengths"),
+        ({"text_lengths": torch.tensor([1, 4])}, "text_lengths"),
+        ({"text_lengths": torch.tensor([1.0, 2.0])}, "text_lengths"),
+        ({"frame_visible": torch.ones(2, 2).bool()}, "frame_visible"),
+        ({"frame_visible": torch.ones(3, 3, 3).bool()}, "frame_visible"),
+        ({"frame_visible": torch.ones(3, 3)}, "frame_visible"),
+        ({"mask": torch.ones(2, 4, 18, 18).bool()}, "mask"),
+        ({"mask": torch.ones(2, 1, 18, 18)}, "mask"),
+    ],
+)
+def test_refuses(change, name):
+    with pytest.raises(ValueError, match="^text_len: expected"):
+        chunk_mask(SMALL, -1)
+    q, k, v = random_qkv(2, 18, width=8)
+    arguments = {"q_BHLD": q, "k_BGLD": k, "v_BGLD": v, "schedule": SMALL, "text_len": 3}
+    with pytest.raises(ValueError, match=f"^{name}: expected"):
+        chunk_attention(**{**arguments, **change})

@@ -1,0 +1,232 @@
+"""`next_scale` against a loop over tokens and bits written from the paper."""
+
+import math
+
+import pytest
+import torch
+
+from videoar.kernels.bsq_quantize import bsq_quantize
+from videoar.kernels.next_scale import next_scale
+from videoar.kernels.philox import philox_uniform
+
+SIZES = ((1, 1), (2, 3), (3, 3), (4, 5))
+
+
+def bilinear(grid, size):
+    """One float64 map `[H][W]` at another size; half-pixel centres, edges repeated."""
+    height, width = grid.shape
+    out = torch.empty(size, dtype=torch.float64)
+    for i in range(size[0]):
+        for j in range(size[1]):
+            y = max((i + 0.5) * height / size[0] - 0.5, 0.0)
+            x = max((j + 0.5) * width / size[1] - 0.5, 0.0)
+            top, left = min(int(y), height - 1), min(int(x), width - 1)
+            bottom, right = min(top + 1, height - 1), min(left + 1, width - 1)
+            upper = grid[top, left] * (1 - (x - left)) + grid[top, right] * (x - left)
+            lower = grid[bottom, left] * (1 - (x - left)) + grid[bottom, right] * (x - left)
+            out[i, j] = upper * (1 - (y - top)) + lower * (y - top)
+    return out
+
+
+def brute(logits, accumulator, scale, uncond, guidance, temperature, noise):
+    """One row in float64; returns bits `[n,d]`, accumulator `[d,H,W]`, inputs `[n_next,d]`."""
+    height, width = SIZES[scale]
+    d = accumulator.shape[0]
+    bits = torch.zeros(height * width, d, dtype=torch.bool)
+    for n in range(height * width):
+        for j in range(d):
+            delta = float(logits[n, 2 * j + 1] - logits[n, 2 * j])
+            if uncond is not None:
+                base = float(uncond[n, 2 * j + 1] - uncond[n, 2 * j])
+                delta = base + guidance * (delta - base)
+            if temperature == 0:
+                bits[n, j] = delta > 0
+            else:
+                bits[n, j] = float(noise[n, j]) < 1 / (1 + math.exp(-delta / temperature))
+    codes = torch.where(bits, 1.0, -1.0).double() / math.sqrt(d)
+    total, inputs = [], []
+    for j in range(d):
+        up = codes[:, j].view(height, width)
+        total.append(accumulator[j].double() + (up if scale == 3 else bilinear(up, SIZES[-1])))
+        following = SIZES[(scale + 1) % 4]
+        last = following == SIZES[-1]
+        inputs.append((total[j] if last else bilinear(total[j], following)).flatten())
+    return bits, torch.stack(total), torch.stack(inputs, dim=1)
+
+
+def random_case(scale, rows=3, num_bits=5):
+    tokens = SIZES[scale][0] * SIZES[scale][1]
+    logits, uncond = 3 * torch.randn(2, rows, tokens, 2 * num_bits)
+    accumulator = torch.randn(rows, num_bits, *SIZES[-1])
+    return logits, uncond, accumulator, torch.rand(rows, tokens, num_bits)
+
+
+@pytest.mark.parametrize("scale", range(4))
+@pytest.mark.parametrize("guided", [False, True])
+def test_matches_paper_loop(scale, guided, device):
+    logits, uncond, accumulator, noise = random_case(scale)
+    uncond = uncond if guided else None
+    guidance, temperature = torch.tensor([0.0, 1.0, 4.5]), torch.tensor([1.0, 0.0, 0.7])
+    before = accumulator.clone()
+    placed = accumulator.to(device)
+    got = next_scale(
+        logits.to(device),
+        placed,
+        SIZES,
+        scale,
+        logits_uncond=None if uncond is None else uncond.to(device),
+        guidance=guidance.to(device),
+        temperature=temperature.to(device),
+        noise=noise.to(device),
+    )
+    assert torch.equal(placed.cpu(), before)
+    for r in range(3):
+        bits, total, inputs = brute(
+            logits[r],
+            accumulator[r],
+            scale,
+            None if uncond is None else uncond[r],
+            float(guidance[r]),
+            float(temperature[r]),
+            noise[r],
+        )
+        assert torch.equal(got.bits[r].cpu(), bits), f"row {r}"
+        torch.testing.assert_close(got.accumulator[r].cpu().double(), total, rtol=0, atol=1e-5)
+        torch.testing.assert_close(got.inputs[r].cpu().double(), inputs, rtol=0, atol=1e-5)
+
+
+def test_replays_the_quantizer(device):
+    """Certain logits of a quantised frame must rebuild its reconstruction and inputs."""
+    latents = torch.randn(2, 6, 2, *SIZES[-1]).to(device)
+    quantized = bsq_quantize(latents, SIZES, return_inputs=True)
+    counts = [h * w for h, w in SIZES]
+    bits_of = [part.split(counts, dim=1) for part in quantized.targets.unbind(1)]
+    inputs_of = [part.split(counts, dim=1) for part in quantized.inputs.unbind(1)]
+    for frame in range(2):
+        accumulator = torch.zeros(2, 6, *SIZES[-1], device=device)
+        for scale in range(4):
+            sign = bits_of[frame][scale].float() * 2 - 1
+            logits = torch.stack([-sign, sign], dim=-1).flatten(2)
+            step = next_scale(logits, accumulator, SIZES, scale, temperature=0.0)
+            accumulator = step.accumulator
+            if (frame, scale) != (1, 3):
+                ahead = inputs_of[frame + (scale == 3)][(scale + 1) % 4]
+                torch.testing.assert_close(step.inputs, ahead, rtol=0, atol=1e-6)
+        expected = quantized.reconstruction[:, :, frame]
+        torch.testing.assert_close(accumulator, expected, rtol=0, atol=1e-6)
+
+
+def test_seeds_give_the_philox_noise(device):
+    logits, _, accumulator, _ = (x.to(device) for x in random_case(2))
+    seeds = torch.tensor([5, -7, 5], device=device)
+    frames = torch.tensor([0, 3, 2], device=device)
+    drawn = next_scale(logits, accumulator, SIZES, 2, seeds=seeds, frames=frames)
+    noise = philox_uniform(seeds, frames, 2, 9, 5)
+    assert torch.equal(drawn.bits, next_scale(logits, accumulator, SIZES, 2, noise=noise).bits)
+    other = next_scale(logits, accumulator, SIZES, 2, seeds=seeds + 1, frames=frames)
+    assert not torch.equal(drawn.bits, other.bits)
+
+
+@pytest.mark.parametrize("scale", range(4))
+def test_a_row_does_not_depend_on_its_neighbours(scale, device):
+    logits, uncond, accumulator, _ = (x.to(device) for x in random_case(scale, num_bits=48))
+    seeds, frames = torch.arange(3, device=device), torch.tensor([4, 0, 2], device=device)
+    guidance = torch.tensor([1.0, 2.0, 3.0], device=device)
+    temperature = torch.tensor([1.0, 0.5, 0.0], device=device)
+
+    def run(rows):
+        return next_scale(
+            logits[rows],
+            accumulator[rows],
+            SIZES,
+            scale,
+            logits_uncond=uncond[rows],
+            guidance=guidance[rows],
+            temperature=temperature[rows],
+            seeds=seeds[rows],
+            frames=frames[rows],
+        )
+
+    together = run(slice(0, 3))
+    for r in range(3):
+        for whole, alone in zip(together, run(slice(r, r + 1)), strict=True):
+            assert torch.equal(whole[r], alone[0])
+
+
+@pytest.mark.parametrize(("delta", "temperature"), [(0.0, 1.0), (1.5, 1.0), (-2.0, 0.5)])
+def test_frequencies(delta, temperature, device):
+    rows, num_bits = 200, 50
+    logits = torch.tensor([0.3, 0.3 + delta]).repeat(num_bits).expand(rows, 20, -1).to(device)
+    accumulator = torch.zeros(rows, num_bits, *SIZES[-1], device=device)
+    bits = next_scale(
+        logits,
+        accumulator,
+        SIZES,
+        3,
+        temperature=temperature,
+        seeds=torch.arange(rows, device=device),
+    ).bits
+    p = 1 / (1 + math.exp(-delta / temperature))
+    deviation = math.sqrt(p * (1 - p) / bits.numel())
+    assert abs(float(bits.float().mean()) - p) < 4 * deviation
+
+
+def test_float_options_equal_tensors_of_them(device):
+    logits, uncond, accumulator, noise = (x.to(device) for x in random_case(1))
+    for guidance, temperature in ((2.0, 0.8), (3.0, 0.0)):
+        single, per_row = (
+            next_scale(
+                logits,
+                accumulator,
+                SIZES,
+                1,
+                logits_uncond=uncond,
+                guidance=g,
+                temperature=t,
+                noise=noise,
+            )
+            for g, t in (
+                (guidance, temperature),
+                torch.tensor([[guidance], [temperature]], device=device).expand(2, 3),
+            )
+        )
+        assert torch.equal(single.bits, per_row.bits)
+        assert torch.equal(single.inputs, per_row.inputs)
+
+
+def test_bfloat16_logits_are_widened(device):
+    logits, uncond, accumulator, noise = (x.to(device) for x in random_case(1))
+    logits, uncond = logits.bfloat16(), uncond.bfloat16()
+    options = {"guidance": 3.0, "noise": noise}
+    narrow = next_scale(logits, accumulator, SIZES, 1, logits_uncond=uncond, **options)
+    wide = next_scale(
+        logits.float(), accumulator, SIZES, 1, logits_uncond=uncond.float(), **options
+    )
+    assert torch.equal(narrow.bits, wide.bits)
+    assert narrow.inputs.dtype == torch.float32
+
+
+@pytest.mark.parametrize(
+    ("change", "name"),
+    [
+        ({"scale": 4}, "scale"),
+        ({"logits": torch.zeros(3, 5, 10)}, "logits"),
+        ({"logits": torch.zeros(3, 6, 9)}, "logits"),
+        ({"accumulator": torch.zeros(3, 5, 4, 4)}, "accumulator"),
+        ({"accumulator": torch.zeros(3, 5, 4, 5).double()}, "accumulator"),
+        ({"logits_uncond": torch.zeros(3, 6, 8)}, "logits_uncond"),
+        ({"guidance": 2.0}, "guidance"),
+        ({"guidance": torch.ones(2)}, "guidance"),
+        ({"temperature": -1.0}, "temperature"),
+        ({"temperature": math.nan}, "temperature"),
+        ({"temperature": torch.ones(3, 1)}, "temperature"),
+        ({"noise": torch.ones(3, 6, 4)}, "noise"),
+        ({"noise": None}, "seeds"),
+        ({"noise": None, "seeds": torch.zeros(2).long()}, "seeds"),
+    ],
+)
+def test_refuses(change, name):
+    logits, _, accumulator, noise = random_case(1)
+    arguments = {"logits": logits, "accumulator": accumulator, "scale": 1, "noise": noise}
+    with pytest.raises(ValueError, match=f"^{name}: expected"):
+        next_scale(sizes=SIZES, **{**arguments, **change})

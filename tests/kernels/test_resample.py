@@ -1,0 +1,58 @@
+"""`resample` against torch's own pooling and interpolation, and its adjoint."""
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+from videoar.kernels.resample import resample, resample_matrix
+
+SHAPES = [((8, 8), (4, 4)), ((8, 8), (3, 3)), ((5, 7), (2, 3)), ((3, 3), (8, 8)), ((2, 5), (4, 9))]
+SHAPES += [((1, 1), (6, 4)), ((17, 63), (5, 13)), ((4, 4), (1, 1)), ((24, 42), (9, 16))]
+
+
+@pytest.mark.parametrize(("source", "target"), SHAPES)
+def test_matches_torch(source: tuple[int, int], target: tuple[int, int], device: str) -> None:
+    x = torch.randn(2, 3, *source, dtype=torch.float64, device=device)
+    area = F.adaptive_avg_pool2d(x, target)
+    torch.testing.assert_close(resample(x, target, "area"), area, atol=1e-6, rtol=1e-5)
+    bilinear = F.interpolate(x, target, mode="bilinear", align_corners=False)
+    torch.testing.assert_close(resample(x, target, "bilinear"), bilinear, atol=1e-6, rtol=1e-5)
+    nearest = F.interpolate(x, target, mode="nearest")
+    torch.testing.assert_close(resample(x, target, "nearest"), nearest, atol=0, rtol=0)
+
+
+@pytest.mark.parametrize("mode", ["area", "bilinear", "nearest"])
+def test_same_size_is_the_input_itself(mode: str, device: str) -> None:
+    x = torch.randn(1, 2, 5, 6, device=device)
+    assert resample(x, (5, 6), mode) is x
+
+
+@pytest.mark.parametrize("mode", ["area", "bilinear", "nearest"])
+def test_gradient_is_the_adjoint(mode: str, device: str) -> None:
+    x = torch.randn(2, 5, 7, dtype=torch.float64, device=device, requires_grad=True)
+    g = torch.randn(2, 3, 9, dtype=torch.float64, device=device)
+    (resample(x, (3, 9), mode) * g).sum().backward()
+    rows = resample_matrix(5, 3, mode, device).double()
+    columns = resample_matrix(7, 9, mode, device).double()
+    torch.testing.assert_close(x.grad, rows.T @ g @ columns)
+
+
+def test_non_contiguous_and_half(device: str) -> None:
+    x = torch.randn(4, 6, 3, device=device).permute(2, 0, 1)
+    expected = F.interpolate(x[None], (8, 8), mode="bilinear")[0]
+    torch.testing.assert_close(resample(x, (8, 8)), expected)
+    half = resample(x.half(), (8, 8))
+    assert half.dtype == torch.float16
+    torch.testing.assert_close(half.float(), expected, atol=2e-3, rtol=2e-3)
+
+
+def test_bad_arguments() -> None:
+    x = torch.zeros(2, 2)
+    with pytest.raises(ValueError, match="mode: .*'cubic'"):
+        resample(x, (2, 2), "cubic")
+    with pytest.raises(ValueError, match="size"):
+        resample(x, (0, 2))
+    with pytest.raises(ValueError, match="x: expected floating"):
+        resample(x.long(), (1, 1))
+    with pytest.raises(ValueError, match="lengths"):
+        resample_matrix(0, 2, "area")

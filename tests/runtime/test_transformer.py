@@ -1,0 +1,260 @@
+"""The transformer: a standard decoder on text, cached equals uncached, nothing leaks ahead."""
+
+from dataclasses import replace
+
+import pytest
+import torch
+from torch import Tensor
+
+from videoar.kernels.bitwise_cross_entropy import bitwise_cross_entropy
+from videoar.kernels.bsq_quantize import bsq_quantize
+from videoar.runtime.cache import CacheLayout
+from videoar.runtime.config import PRESETS, TransformerConfig, preset
+from videoar.runtime.guidance import GuidanceSchedule
+from videoar.runtime.sampling import SamplingParams, chunk_logits, decode_frame, prepare
+from videoar.runtime.schedule import default_sizes
+from videoar.runtime.text import pad
+from videoar.runtime.transformer import Transformer, teacher_forced_logits
+
+SMALL = TransformerConfig(
+    layers=2,
+    width=24,
+    heads=4,
+    kv_heads=2,
+    head_dim=16,
+    mlp_width=40,
+    latent_dim=6,
+    sizes=((1, 1), (2, 2), (2, 3)),
+    max_frames=3,
+    condition="text",
+    vocab_size=11,
+    max_text=7,
+    rope_theta=10.0,
+    rope_sections=(2, 3, 3),
+)
+
+
+def build(config: TransformerConfig = SMALL) -> Transformer:
+    torch.manual_seed(0)
+    model = Transformer(config)
+    model.init_weights(std=0.2)
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if "norm" in name:
+                parameter.mul_(torch.rand_like(parameter) + 0.5)
+    return model.eval().requires_grad_(False)
+
+
+def plain_decoder(state: dict[str, Tensor], config: TransformerConfig, tokens: Tensor) -> Tensor:
+    """A LLaMA-family decoder on one row of text, written with nothing of this project."""
+
+    def norm(x: Tensor, weight: Tensor) -> Tensor:
+        return x / (x.square().mean(-1, keepdim=True) + config.norm_eps).sqrt() * weight
+
+    def rotate(x: Tensor) -> Tensor:
+        half = config.head_dim // 2
+        frequency = config.rope_theta ** (-torch.arange(half).double() / half)
+        angle = torch.arange(len(tokens)).double()[:, None] * frequency
+        a, b = x[..., :half], x[..., half:]
+        cos, sin = angle.cos(), angle.sin()
+        return torch.cat([a * cos - b * sin, b * cos + a * sin], dim=-1)
+
+    w = {name: value.double() for name, value in state.items()}
+    x = w["embed_tokens.weight"][tokens]
+    causal = torch.ones(len(tokens), len(tokens)).tril().bool()
+    for i in range(config.layers):
+        p = f"layers.{i}."
+        h = norm(x, w[p + "input_layernorm.weight"])
+        heads = []
+        for j in range(config.heads):
+            g = j // (config.heads // config.kv_heads)
+            d = config.head_dim
+            q = h @ w[p + "self_attn.q_proj.weight"][j * d : (j + 1) * d].T
+            k = h @ w[p + "self_attn.k_proj.weight"][g * d : (g + 1) * d].T
+            v = h @ w[p + "self_attn.v_proj.weight"][g * d : (g + 1) * d].T
+            if config.qk_norm:
+                q = norm(q, w[p + "self_attn.q_norm.weight"])
+                k = norm(k, w[p + "self_attn.k_norm.weight"])
+            scores = rotate(q) @ rotate(k).T / d**0.5
+            heads.append(scores.masked_fill(~causal, float("-inf")).softmax(-1) @ v)
+        x = x + torch.cat(heads, -1) @ w[p + "self_attn.o_proj.weight"].T
+        h = norm(x, w[p + "post_attention_layernorm.weight"])
+        gate, up = h @ w[p + "mlp.gate_proj.weight"].T, h @ w[p + "mlp.up_proj.weight"].T
+        x = x + (gate * torch.sigmoid(gate) * up) @ w[p + "mlp.down_proj.weight"].T
+    return norm(x, w["norm.weight"])
+
+
+@pytest.mark.parametrize("qk_norm", [True, False])
+@pytest.mark.parametrize("kv_heads", [1, 2, 4])
+def test_text_alone_is_a_standard_decoder(qk_norm: bool, kv_heads: int) -> None:
+    config = replace(SMALL, qk_norm=qk_norm, kv_heads=kv_heads)
+    model = build(config)
+    tokens = torch.tensor([[3, 1, 4, 1, 5, 9], [2, 6, 5, 3, 5, 8]])
+    hidden = model.text_hidden(tokens)
+    for row in range(2):
+        expected = plain_decoder(model.state_dict(), config, tokens[row])
+        torch.testing.assert_close(hidden[row].double(), expected, atol=2e-5, rtol=2e-5)
+
+
+def sample_inputs(batch: int, frames: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    torch.manual_seed(1)
+    quantized = bsq_quantize(
+        torch.randn(batch, 6, frames, 2, 3), SMALL.sizes, return_inputs=True
+    )
+    tokens, lengths = pad([[0, 4, 2], [0, 3, 1, 2, 9], [0]][:batch], 5)
+    return tokens, lengths, quantized.inputs, quantized.bits
+
+
+def test_cached_equals_teacher_forced() -> None:
+    """Each chunk's logits from the cache are those of one pass, rows of different text lengths."""
+    model = build()
+    tokens, lengths, inputs, bits = sample_inputs(3, 3)
+    whole = teacher_forced_logits(model, tokens, lengths, inputs)
+    rows = [tokens[i, : lengths[i]].tolist() for i in range(3)]
+    state = prepare(model, rows, None, [0, 0, 0], 3)
+    params = SamplingParams(guidance=GuidanceSchedule.parse(1))
+    for frame in range(3):
+        filled = 0
+        for scale, (h, w) in enumerate(SMALL.sizes):
+            state.inputs = inputs[:, frame, filled : filled + h * w]
+            logits = chunk_logits(model, state, scale, filled)
+            expected = whole[:, frame, filled : filled + h * w]
+            torch.testing.assert_close(logits, expected, atol=2e-5, rtol=2e-5)
+            filled += h * w
+        state.inputs = inputs[:, frame, :1]
+        decode_frame(model, state, params, 3, given_bits=bits[:, frame])
+
+
+def test_given_bits_come_back() -> None:
+    model = build()
+    _, _, _, bits = sample_inputs(2, 2)
+    state = prepare(model, [[0, 1], [0]], [0], [5, 6], 2)
+    params = SamplingParams(guidance=GuidanceSchedule.parse(3))
+    for frame in range(2):
+        latents, got = decode_frame(model, state, params, 2, given_bits=bits[:, frame])
+        assert torch.equal(got, bits[:, frame])
+    expected = bsq_quantize(torch.zeros(1, 6, 1, 2, 3), SMALL.sizes)
+    assert latents.shape == (2, 6, 2, 3) and expected.bits.shape[2] == bits.shape[2]
+
+
+def test_nothing_sees_what_comes_later() -> None:
+    model = build()
+    tokens, lengths, inputs, _ = sample_inputs(1, 3)
+    base = teacher_forced_logits(model, tokens, lengths, inputs)
+    changed = inputs.clone()
+    changed[:, 1, 5:] += 1.0
+    other = teacher_forced_logits(model, tokens, lengths, changed)
+    assert torch.equal(base[:, 0], other[:, 0])
+    assert torch.equal(base[:, 1, :5], other[:, 1, :5])
+    assert not torch.allclose(base[:, 1, 5:], other[:, 1, 5:])
+    assert not torch.allclose(base[:, 2], other[:, 2])
+
+
+def test_padding_and_first_input_are_not_read() -> None:
+    model = build()
+    tokens, lengths, inputs, _ = sample_inputs(2, 2)
+    base = teacher_forced_logits(model, tokens, lengths, inputs)
+    tokens[0, 3:] = 7
+    inputs[:, 0, 0] = 99.0
+    torch.testing.assert_close(teacher_forced_logits(model, tokens, lengths, inputs), base)
+
+
+def test_hidden_frames_change_what_is_seen() -> None:
+    model = build()
+    tokens, lengths, inputs, _ = sample_inputs(1, 3)
+    blind = torch.zeros(3, 3, dtype=torch.bool)
+    alone = teacher_forced_logits(model, tokens, lengths, inputs, frame_visible=blind)
+    changed = inputs.clone()
+    changed[:, 0, 1:] += 1.0
+    other = teacher_forced_logits(model, tokens, lengths, changed, frame_visible=blind)
+    torch.testing.assert_close(alone[:, 1:], other[:, 1:])
+
+
+def test_ring_segments_name_the_visible_rows() -> None:
+    layout = CacheLayout(max_text=4, tokens_per_frame=10, ring_frames=3)
+    lengths = torch.tensor([2, 4])
+    for frame in range(8):
+        for filled in (1, 10):
+            segments = layout.segments(lengths, frame, filled)
+            for row in range(2):
+                rows = [r for s, n in segments[row].tolist() for r in range(s, s + n)]
+                expected = set(range(int(lengths[row])))
+                for past in range(max(0, frame - 2), frame):
+                    expected |= set(range(layout.start(past), layout.start(past) + 10))
+                expected |= set(range(layout.start(frame), layout.start(frame) + filled))
+                assert len(rows) == len(set(rows)) and set(rows) == expected, (frame, filled)
+    assert layout.capacity == 34
+
+
+def test_overfits_one_clip_to_zero_bit_error() -> None:
+    torch.manual_seed(0)
+    model = Transformer(SMALL)
+    model.init_weights()
+    latents = torch.randn(1, 6, 2, 2, 3)
+    quantized = bsq_quantize(latents, SMALL.sizes, return_inputs=True)
+    tokens, lengths = pad([[0, 4, 2]], 3)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=5e-3)
+    for _ in range(150):
+        logits = teacher_forced_logits(model, tokens, lengths, quantized.inputs)
+        loss = bitwise_cross_entropy(logits, quantized.targets)
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+    assert all(p.grad is not None and p.grad.abs().sum() > 0 for p in model.parameters())
+    model.eval().requires_grad_(False)
+    state = prepare(model, [[0, 4, 2]], None, [0], 2)
+    greedy = SamplingParams(guidance=GuidanceSchedule.parse(1), temperature=0.0)
+    for frame in range(2):
+        _, bits = decode_frame(model, state, greedy, 2)
+        assert torch.equal(bits, quantized.targets[:, frame])
+
+
+def test_gradient_checkpointing_changes_nothing() -> None:
+    tokens, lengths, inputs, bits = sample_inputs(2, 2)
+    gradients = []
+    for checkpointing in (False, True):
+        model = build().requires_grad_(True).train()
+        model.gradient_checkpointing = checkpointing
+        logits = teacher_forced_logits(model, tokens, lengths, inputs)
+        bitwise_cross_entropy(logits, bits).backward()
+        gradients.append([p.grad for p in model.parameters()])
+    for plain, recomputed in zip(*gradients, strict=True):
+        torch.testing.assert_close(plain, recomputed)
+
+
+def test_presets() -> None:
+    millions = {}
+    for name, config in PRESETS.items():
+        with torch.device("meta"):
+            count = sum(p.numel() for p in Transformer(config.transformer).parameters())
+        millions[name] = count / 1e6
+        assert config.transformer.heads * config.transformer.head_dim == config.transformer.width
+    assert round(millions["videoar-l"]) == 921
+    assert 1950 < millions["videoar-xl"] < 2050 and 3950 < millions["videoar-4b"] < 4100
+    assert PRESETS["videoar-l"].num_frames == 17
+    assert PRESETS["videoar-l"].transformer.rope_sections == (16, 24, 24)
+    assert PRESETS["videoar-4b"].transformer.rope_sections == (10, 15, 15)
+    assert PRESETS["videoar-l"].transformer.sizes == default_sizes(8, 8)
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [
+        ("kv_heads", 3),
+        ("rope_sections", (1, 3, 3)),
+        ("condition", "audio"),
+        ("sizes", ()),
+        ("sizes", ((0, 1),)),
+        ("layers", 0),
+        ("norm_eps", 0.0),
+        ("rope_theta", -1.0),
+    ],
+)
+def test_config_refuses(field: str, value: object) -> None:
+    with pytest.raises(ValueError, match=field):
+        replace(SMALL, **{field: value})
+
+
+def test_unknown_preset_names_the_closest() -> None:
+    with pytest.raises(ValueError, match="did you mean 'videoar-xl'"):
+        preset("videoar_xl")

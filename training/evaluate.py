@@ -1,0 +1,212 @@
+"""Evaluation: does a model show what its prompts ask for, and how well does a tokenizer restore.
+
+Prompts come from the digits' grammar, from random streams that no training clip uses; what is
+generated is judged from its pixels (`training/judge.py`).
+"""
+
+import sys
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from tqdm import tqdm
+
+from videoar.runtime.errors import MediaError
+from videoar.runtime.pipeline import VideoAR, to_pixels
+from videoar.runtime.schedule import Sizes
+from videoar.runtime.video_tokenizer import VideoTokenizer
+from videoar.training import digits
+from videoar.training.judge import Judge, Verdict
+from videoar.training.metrics import psnr, ssim
+from videoar.training.train_tokenizer import to_video
+
+# The streams of training and held-out clips begin with 0 and 1 (`digits.clip`).
+_PROMPT_STREAM = 2
+PROMPT_SEED = 10_000
+ASPECTS = ("digit", "colour", "direction", "speed")
+# PSNR of a clip that comes back exactly, so that means stay finite.
+MAX_PSNR = 100.0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Prompt:
+    """A prompt, and the scene it asks for."""
+
+    text: str
+    scene: digits.Scene
+
+
+def check_num(num: int) -> None:
+    """ValueError for fewer than one sample."""
+    if num < 1:
+        raise ValueError(f"num: at least 1, got {num}")
+
+
+def draw_prompts(num: int, seed: int = PROMPT_SEED) -> list[Prompt]:
+    """`num` prompts in the grammar's variants, the ten digits in turn; all tell the speed.
+
+    Raises:
+        ValueError: `num` below 1.
+    """
+    check_num(num)
+    prompts = []
+    for index in range(num):
+        rng = np.random.default_rng([_PROMPT_STREAM, seed, index])
+        scene = replace(digits.random_scene(rng), digit=index % 10)
+        text = digits.caption(scene, rng)
+        if scene.speed is not None and scene.speed not in text:
+            text = digits.caption(scene)
+        prompts.append(Prompt(text=text, scene=scene))
+    return prompts
+
+
+def eval_prompts(
+    model: VideoAR,
+    judge: Judge,
+    num: int,
+    *,
+    seed: int = PROMPT_SEED,
+    batch: int = 8,
+    **sampling: Any,
+) -> dict[str, Any]:
+    """Generate a clip for each of `num` prompts and judge it from its pixels.
+
+    Args:
+        model: of the moving digits; its `generate` is called with a list of prompts.
+        judge: as `load_judge` gives it.
+        seed: of the prompts; clip i is generated with `seed + i`.
+        batch: prompts a call.
+        sampling: `guidance` and `temperature` for `generate`.
+
+    Returns:
+        Shares that are right: `digit`, `colour`, `direction`, `speed` (of the prompts that ask
+        for motion; None where there are none), `all` (everything asked for); `digits`, a share
+        for each digit; `judge_accuracy`, the judge's own on held-out clips; `num`, `num_moving`.
+
+    Raises:
+        ValueError: `num` below 1, or what `generate` refuses.
+    """
+    prompts = draw_prompts(num, seed)
+    verdicts: list[Verdict] = []
+    with tqdm(total=num, desc="generate", unit="clip", disable=None) as bar:
+        for start in range(0, num, batch):
+            texts = [prompt.text for prompt in prompts[start : start + batch]]
+            seeds = [seed + start + i for i in range(len(texts))]
+            result = model.generate(texts, seed=seeds, **sampling)
+            verdicts += [judge(frames) for frames in result.frames]
+            bar.update(len(texts))
+    scenes = [prompt.scene for prompt in prompts]
+    return _score(scenes, verdicts) | {"judge_accuracy": judge.config.accuracy, "num": num}
+
+
+def _score(scenes: list[digits.Scene], verdicts: list[Verdict]) -> dict[str, Any]:
+    right = {
+        aspect: np.array(
+            [
+                getattr(s, aspect) == getattr(v, aspect)
+                for s, v in zip(scenes, verdicts, strict=True)
+            ]
+        )
+        for aspect in ASPECTS
+    }
+    everything = np.logical_and.reduce(list(right.values()))
+    moving = np.array([scene.speed is not None for scene in scenes])
+    asked = np.array([scene.digit for scene in scenes])
+    return {
+        **{aspect: _share(right[aspect]) for aspect in ("digit", "colour", "direction")},
+        "speed": _share(right["speed"][moving]),
+        "all": _share(everything),
+        "digits": {str(d): _share(right["digit"][asked == d]) for d in sorted(set(asked.tolist()))},
+        "num_moving": int(moving.sum()),
+    }
+
+
+def _share(right: np.ndarray) -> float | None:
+    return round(float(right.mean()), 4) if right.size else None
+
+
+def digit_clips(num: int, seed: int = 0) -> Iterator[np.ndarray]:
+    """`num` held-out clips, uint8 `[17,64,64,3]`."""
+    for index in range(num):
+        yield digits.clip("test", seed, index)[0]
+
+
+def folder_clips(
+    folder: str | Path,
+    num: int,
+    size: tuple[int, int],
+    num_frames: int,
+    on_unreadable: Callable[[MediaError], None] | None = None,
+) -> Iterator[np.ndarray]:
+    """The first frames of up to `num` videos in `folder` and below, in the order of their names.
+
+    Args:
+        size: `(height, width)` that every video is scaled to cover and cropped to.
+        num_frames: how many frames to take; a shorter video counts as unreadable.
+        on_unreadable: called for every unreadable file. Default: a line on stderr.
+
+    Yields:
+        uint8 `[num_frames,H,W,3]`.
+
+    Raises:
+        MediaError: no such folder, no media in it, or none that is readable.
+    """
+    from videoar.runtime.media import list_media, read_video
+
+    readable, unreadable = 0, 0
+    for path in list_media(folder):
+        if readable == num:
+            break
+        try:
+            frames, _ = read_video(path, size=size, num_frames=num_frames)
+        except MediaError as error:
+            unreadable += 1
+            (on_unreadable or report)(error)
+            continue
+        readable += 1
+        yield frames
+    if not readable:
+        raise MediaError(f"{folder}: none of its {unreadable} files could be read")
+
+
+def report(error: MediaError) -> None:
+    """Name a file that is left out on stderr, past a progress bar."""
+    tqdm.write(f"left out: {error}", file=sys.stderr)
+
+
+@torch.no_grad()
+def eval_tokenizer(
+    tokenizer: VideoTokenizer, sizes: Sizes, clips: Iterable[np.ndarray], total: int | None = None
+) -> dict[str, Any]:
+    """Encode, quantise and decode clips, and compare what comes back with what went in.
+
+    Args:
+        sizes: the quantiser's scales.
+        clips: uint8 `[T,H,W,3]` each, of sizes that the tokenizer can compress.
+        total: how many, for the progress bar.
+
+    Returns:
+        `psnr` (dB, mean over clips, 100 for an exact one), `ssim` (mean), `bits_per_pixel` (bits
+        of all latent frames over the clip's pixels), `num`.
+
+    Raises:
+        ValueError: no clips, or a size that cannot be compressed.
+    """
+    weight = next(tokenizer.parameters())
+    rows = []
+    for clip in tqdm(clips, total=total, desc="restore", unit="clip", disable=None):
+        video = to_video(clip[None]).to(weight.device, weight.dtype)
+        quantized = tokenizer.quantize(tokenizer.encode(video), sizes)
+        restored = to_pixels(tokenizer.decode(quantized.reconstruction.to(weight.dtype)))[0]
+        pixels = clip.shape[0] * clip.shape[1] * clip.shape[2]
+        rate = quantized.bits.numel() / pixels
+        rows.append((min(MAX_PSNR, psnr(restored, clip)), ssim(restored, clip), rate))
+    if not rows:
+        raise ValueError("clips: at least one is needed")
+    means = np.mean(rows, axis=0)
+    names = ("psnr", "ssim", "bits_per_pixel")
+    values = {name: round(float(x), 5) for name, x in zip(names, means, strict=True)}
+    return values | {"num": len(rows)}
