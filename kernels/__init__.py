@@ -14,14 +14,14 @@ from videoar.kernels.rms_norm import rms_norm
 from videoar.kernels.swiglu import swiglu
 
 __all__ = [
+    "CacheWrite",
+    "NextScale",
     "bitwise_cross_entropy",
     "bsq_quantize",
     "cached_attention",
-    "CacheWrite",
     "chunk_attention",
     "chunk_mask",
     "next_scale",
-    "NextScale",
     "pack_bits",
     "philox_uniform",
     "qk_norm_rope",

@@ -35,7 +35,7 @@ class CacheWrite:
             a tensor are trusted: they are only known on its device.
     """
 
-    v_BGLD: Tensor  # noqa: N815 (carries its axes)
+    v_BGLD: Tensor
     k_cache: Tensor
     v_cache: Tensor
     start: int | Tensor

@@ -55,9 +55,8 @@ def add_json(parser: argparse.ArgumentParser) -> None:
 def add_compute(parser: argparse.ArgumentParser) -> None:
     """Add `--dtype`, `--device` and `--threads`."""
     _add_dtype_and_device(parser)
-    parser.add_argument(
-        "--threads", type=positive, metavar="N", help="CPU threads (default: torch's choice)"
-    )
+    text = "CPU threads (default: torch's choice)"
+    parser.add_argument("--threads", type=positive, metavar="N", help=text)
 
 
 def add_model(parser: argparse.ArgumentParser, *, presets: bool) -> None:
@@ -79,6 +78,16 @@ def _add_dtype_and_device(parser: argparse.ArgumentParser) -> None:
         "--dtype", choices=DTYPES, default=DTYPES[0], help="type of weights and cache"
     )
     parser.add_argument("--device", choices=DEVICES, default=DEVICES[0], help="where to compute")
+
+
+def _add_seed(parser: argparse.ArgumentParser) -> None:
+    text = "of the first video; each further one has 1 more"
+    parser.add_argument("--seed", type=int, default=0, metavar="N", help=text)
+
+
+def _add_scale(parser: argparse.ArgumentParser) -> None:
+    text = "write each pixel as N x N pixels"
+    parser.add_argument("--scale", type=positive, default=1, metavar="N", help=text)
 
 
 def _add_num_frames(parser: argparse.ArgumentParser, otherwise: str) -> None:
@@ -121,13 +130,7 @@ def _add_generate(commands: "argparse._SubParsersAction[Any]") -> None:
         "of several videos, number i goes to FILE with -i before the suffix",
     )
     _add_num_frames(parser, "the trained length")
-    parser.add_argument(
-        "--seed",
-        type=int,
-        default=0,
-        metavar="N",
-        help="of the first video; each further one has 1 more",
-    )
+    _add_seed(parser)
     parser.add_argument(
         "--guidance",
         metavar="G",
@@ -141,9 +144,7 @@ def _add_generate(commands: "argparse._SubParsersAction[Any]") -> None:
         help="of sampling, 0 is greedy (default: the model's own)",
     )
     add_compute(parser)
-    parser.add_argument(
-        "--scale", type=positive, default=1, metavar="N", help="write each pixel as N x N pixels"
-    )
+    _add_scale(parser)
     add_json(parser)
 
 
@@ -163,9 +164,7 @@ def _add_reconstruct(commands: "argparse._SubParsersAction[Any]") -> None:
     add_model(parser, presets=False)
     _add_num_frames(parser, "as many as the input has, rounded down")
     add_compute(parser)
-    parser.add_argument(
-        "--scale", type=positive, default=1, metavar="N", help="write each pixel as N x N pixels"
-    )
+    _add_scale(parser)
     add_json(parser)
 
 
@@ -189,12 +188,6 @@ def _add_demo(commands: "argparse._SubParsersAction[Any]") -> None:
         "--out", type=Path, default=Path("out"), metavar="FOLDER", help="where the files go"
     )
     add_model(parser, presets=False)
-    parser.add_argument(
-        "--seed",
-        type=int,
-        default=0,
-        metavar="N",
-        help="of the first video; each further one has 1 more",
-    )
+    _add_seed(parser)
     add_compute(parser)
     add_json(parser)

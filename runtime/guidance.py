@@ -1,9 +1,9 @@
 """Strength of classifier-free guidance over frames and scales.
 
-    constant:S              S everywhere
-    ucf101:A:B:C            A -> B over the frames at the first scale, then linearly to C inside
-                            each frame (arXiv 2601.05966: 1, 5, 10)
-    falling:A:B             A -> B over all steps, time and scale together (there: 5, 3)
+constant:S              S everywhere
+ucf101:A:B:C            A -> B over the frames at the first scale, then linearly to C inside
+                        each frame (arXiv 2601.05966: 1, 5, 10)
+falling:A:B             A -> B over all steps, time and scale together (there: 5, 3)
 """
 
 import math

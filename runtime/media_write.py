@@ -134,11 +134,13 @@ def _rate(fps: float, path: Path) -> Fraction:
 def _write_mp4(path: Path, clip: np.ndarray, rate: Fraction) -> None:
     _, height, width, _ = clip.shape
     clip = np.pad(clip, ((0, 0), (0, height % 2), (0, width % 2), (0, 0)), mode="edge")
-    # bitexact keeps library versions and dates out of the file; with more than one thread
-    # x264's rate control depends on timing.
+    # bitexact keeps library versions out of the file. x264 repeats itself only with one thread,
+    # without macroblock-tree rate control (it reads memory that nobody wrote, on small pictures)
+    # and without the shortcuts that depend on the processor.
+    x264 = "threads=1:mbtree=0:cpu-independent=1"
     container_options = {"movflags": "+faststart", "fflags": "+bitexact"}
     with av.open(str(path), "w", format="mp4", container_options=container_options) as container:
-        options = {"crf": str(_CRF), "preset": "medium", "x264-params": "threads=1"}
+        options = {"crf": str(_CRF), "preset": "medium", "x264-params": x264}
         stream = container.add_stream("libx264", rate=rate, options=options)
         stream.height, stream.width, stream.pix_fmt = clip.shape[1], clip.shape[2], "yuv420p"
         codec = stream.codec_context

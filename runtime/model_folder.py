@@ -1,9 +1,9 @@
 """A whole model as a checkpoint folder (DESIGN promise 6).
 
-    model_index.json     frame size, rate and default sampling; which components there are
-    transformer/         config.json + safetensors
-    video_tokenizer/     config.json + safetensors
-    text_tokenizer/      tokenizer.json (text-conditional models)
+model_index.json     frame size, rate and default sampling; which components there are
+transformer/         config.json + safetensors
+video_tokenizer/     config.json + safetensors
+text_tokenizer/      tokenizer.json (text-conditional models)
 """
 
 from importlib import resources
@@ -47,7 +47,7 @@ def load_model(
     config = read_model_config(folder)
     text_tokenizer = None
     if config.transformer.condition == "text":
-        text_tokenizer = _read_text_tokenizer(folder, config.transformer)
+        text_tokenizer = read_text_tokenizer(folder, config.transformer)
     with torch.device("meta"):
         transformer = Transformer(config.transformer)
         tokenizer = VideoTokenizer(config.tokenizer)
@@ -89,7 +89,9 @@ def read_model_config(folder: str | Path) -> ModelConfig:
         raise CheckpointError(
             f"{path}: components: {sorted(wanted)} needed, got {sorted(index['components'])}"
         )
-    tokenizer = read_config(folder / "video_tokenizer", TokenizerConfig, component="video_tokenizer")
+    tokenizer = read_config(
+        folder / "video_tokenizer", TokenizerConfig, component="video_tokenizer"
+    )
     try:
         return ModelConfig(tokenizer=tokenizer, transformer=transformer, **values)
     except ValueError as error:
@@ -106,15 +108,18 @@ def _field(index: dict[str, Any], name: str, kind: type, path: Path) -> Any:
     return kind(value)
 
 
-def _load(
-    folder: Path, module: nn.Module, dtype: torch.dtype, device: torch.device | str
-) -> None:
+def _load(folder: Path, module: nn.Module, dtype: torch.dtype, device: torch.device | str) -> None:
     expected = {name: tensor.shape for name, tensor in module.state_dict().items()}
     weights = read_weights(folder, expected, dtype=dtype, device=device)
     module.load_state_dict(weights, assign=True)
 
 
-def _read_text_tokenizer(folder: Path, config: TransformerConfig) -> Tokenizer:
+def read_text_tokenizer(folder: Path, config: TransformerConfig) -> Tokenizer:
+    """The text tokenizer of a model's folder.
+
+    Raises:
+        CheckpointError: missing, broken, or with tokens that the model has no embedding for.
+    """
     path = folder / "text_tokenizer" / "tokenizer.json"
     if not path.is_file():
         raise CheckpointError(f"{path}: does not exist")
@@ -164,5 +169,3 @@ def save_tokenizer(
     write_component(
         folder, "video_tokenizer", tokenizer.config, tokenizer.state_dict(), dtype=dtype
     )
-
-

@@ -121,8 +121,7 @@ class VideoAR:
             transformer, tokenizer = _empty_modules(config, kind, device)
             transformer.init_weights()
             _fill_tokenizer(tokenizer)
-        text = byte_tokenizer() if config.transformer.condition == "text" else None
-        return cls(config, transformer, tokenizer, text)
+        return cls(config, transformer, tokenizer, _preset_text_tokenizer(name, config))
 
     @property
     def device(self) -> torch.device:
@@ -323,6 +322,17 @@ def _empty_modules(
         transformer = Transformer(config.transformer).to(dtype)
         tokenizer = VideoTokenizer(config.tokenizer).to(dtype)
     return transformer.to_empty(device=device), tokenizer.to_empty(device=device)
+
+
+def _preset_text_tokenizer(name: str, config: ModelConfig) -> Tokenizer | None:
+    """That of the shipped model where there is one, else plain bytes."""
+    from videoar.runtime.model_folder import SHIPPED, read_text_tokenizer, resolve_folder
+
+    if config.transformer.condition != "text":
+        return None
+    if name in SHIPPED:
+        return read_text_tokenizer(resolve_folder(name), config.transformer)
+    return byte_tokenizer()
 
 
 @torch.no_grad()

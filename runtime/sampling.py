@@ -10,13 +10,17 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from videoar.kernels.chunk_attention import chunk_mask
 from videoar.kernels.next_scale import next_scale
 from videoar.runtime.cache import CacheLayout, StaticCache
 from videoar.runtime.guidance import GuidanceSchedule
 from videoar.runtime.schedule import ChunkSchedule
 from videoar.runtime.text import pad
-from videoar.runtime.transformer import AttentionPlan, Transformer, text_positions
+from videoar.runtime.transformer import (
+    AttentionPlan,
+    Transformer,
+    teacher_forcing_plan,
+    text_positions,
+)
 
 StepHook = Callable[[int, int], None]
 
@@ -79,8 +83,7 @@ def prepare(
     tokens, lengths = pad(rows, max(map(len, rows)))
     tokens, lengths = tokens.to(weight.device), lengths.to(weight.device)
     schedule, text_len = ChunkSchedule(chunks=()), tokens.shape[1]
-    mask = chunk_mask(schedule, text_len, lengths, device=weight.device)
-    plan = AttentionPlan(schedule=schedule, text_len=text_len, mask=mask, cache=cache)
+    plan = teacher_forcing_plan(schedule, text_len, lengths, cache=cache, device=weight.device)
     model(model.embed_tokens(tokens), text_positions(text_len, weight.device), plan)
     first = config.sizes[0][0] * config.sizes[0][1]
     return DecodingState(

@@ -28,13 +28,17 @@ class AttentionPlan:
     Attributes:
         schedule: video chunks of the sequence; one without chunks for text alone.
         text_len: padded text tokens in front of them.
-        mask: bool, True = attend (`chunk_mask`); for `segments` None unused.
+        text_lengths: real text tokens of each row, int `[B]`; None: all `text_len`.
+        frame_visible: bool `[B,F,F]` or `[F,F]`, earlier frames each frame sees; None: all.
+        mask: `chunk_mask` of the above, made once for all layers.
         cache: where keys and values are written, from row `start` on; None while training.
         segments: int32 `[B,S,2]`; given, the queries read the cache instead of each other.
     """
 
     schedule: ChunkSchedule
     text_len: int = 0
+    text_lengths: Tensor | None = None
+    frame_visible: Tensor | None = None
     mask: Tensor | None = None
     cache: StaticCache | None = None
     start: int = 0
@@ -89,7 +93,14 @@ class Attention(nn.Module):
             out = cached_attention(q, keys, values, plan.segments)
         else:
             out = chunk_attention(
-                q, k, v, plan.schedule, text_len=plan.text_len, mask=plan.mask
+                q,
+                k,
+                v,
+                plan.schedule,
+                text_len=plan.text_len,
+                text_lengths=plan.text_lengths,
+                frame_visible=plan.frame_visible,
+                mask=plan.mask,
             )
         return self.o_proj(out.transpose(1, 2).flatten(2))
 
@@ -188,9 +199,28 @@ class Transformer(nn.Module):
         """
         length = tokens.shape[1]
         schedule = ChunkSchedule(chunks=())
-        mask = chunk_mask(schedule, text_len=length, device=tokens.device)
-        plan = AttentionPlan(schedule=schedule, text_len=length, mask=mask)
+        plan = teacher_forcing_plan(schedule, length, device=tokens.device)
         return self(self.embed_tokens(tokens), text_positions(length, tokens.device), plan)
+
+
+def teacher_forcing_plan(
+    schedule: ChunkSchedule,
+    text_len: int,
+    text_lengths: Tensor | None = None,
+    *,
+    frame_visible: Tensor | None = None,
+    cache: StaticCache | None = None,
+    device: torch.device | str = "cpu",
+) -> AttentionPlan:
+    """The plan of a whole sequence, its mask made once for all layers; fields as there."""
+    return AttentionPlan(
+        schedule=schedule,
+        text_len=text_len,
+        text_lengths=text_lengths,
+        frame_visible=frame_visible,
+        mask=chunk_mask(schedule, text_len, text_lengths, frame_visible, device),
+        cache=cache,
+    )
 
 
 def text_positions(length: int, device: torch.device | str = "cpu") -> Tensor:
@@ -225,13 +255,8 @@ def teacher_forced_logits(
     x = torch.cat([model.embed_tokens(tokens).to(video.dtype), video], dim=1)
     video_positions = schedule.positions().to(device) + text_lengths[:, None, None]
     text = text_positions(text_len, device).expand(batch, -1, -1)
-    mask = chunk_mask(
-        schedule,
-        text_len=text_len,
-        text_lengths=text_lengths,
-        frame_visible=frame_visible,
-        device=device,
+    plan = teacher_forcing_plan(
+        schedule, text_len, text_lengths, frame_visible=frame_visible, device=device
     )
-    plan = AttentionPlan(schedule=schedule, text_len=text_len, mask=mask)
     hidden = model(x, torch.cat([text, video_positions], dim=1), plan)
     return model.head(hidden[:, text_len:]).unflatten(1, (frames, -1))

@@ -35,9 +35,7 @@ class _Level(nn.Module):
         width = config.widths[level]
         groups, kernel_time = config.norm_groups, config.block_kernel_time[level]
         widths = [width_in] + [width] * (blocks - 1)
-        self.block = nn.ModuleList(
-            ResidualBlock(w, width, groups, kernel_time) for w in widths
-        )
+        self.block = nn.ModuleList(ResidualBlock(w, width, groups, kernel_time) for w in widths)
 
     def forward(self, x: Tensor, state: State | None) -> Tensor:
         for block in self.block:

@@ -84,7 +84,7 @@ def random_scene(rng: np.random.Generator) -> Scene:
 def caption(scene: Scene, rng: np.random.Generator | None = None) -> str:
     """The scene in words; with `rng` one of the grammar's variants, without it the full form.
 
-        [a] <colour> <digit | its name> ("moving" <direction> [<speed>] | "standing still")
+    [a] <colour> <digit | its name> ("moving" <direction> [<speed>] | "standing still")
     """
     vary = rng is not None
     name = WORDS[scene.digit] if vary and rng.random() < 0.25 else str(scene.digit)

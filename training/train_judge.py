@@ -78,7 +78,7 @@ def measure(judge: Judge, num: int, seed: int = 0) -> tuple[float, float]:
     images, labels = _labelled("test")
     middle = np.full(2, (digits.DIGIT - 1) / 2)
     read = [judge.read_digit(crop_digit(image, middle)[None]) for image in images.numpy()]
-    return right / num, float((torch.tensor(read) == labels).float().mean())
+    return right / num, sum(np.equal(read, labels.numpy()).tolist()) / len(read)
 
 
 def train_judge(folder: Path, config: JudgeTraining | None = None) -> Judge:

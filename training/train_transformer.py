@@ -32,8 +32,9 @@ class TransformerTraining:
     """Settings of one transformer run on the moving digits.
 
     Attributes:
-        clips: training clips encoded once, then drawn from.
-        image_steps: steps on single frames (the first latent frame of a clip).
+        images: training frames encoded once, then drawn from in stage I.
+        clips: training clips encoded once, then drawn from in stage II.
+        image_steps: steps on single frames.
         image_batch: frames a step.
         clip_steps: steps on whole clips, `clip_batch` each.
         dropout: share of captions replaced by the empty prompt.
@@ -41,15 +42,16 @@ class TransformerTraining:
         seed: of the data, the initial weights and every draw.
     """
 
-    clips: int = 20000
-    image_steps: int = 3000
+    images: int = 60000
+    clips: int = 16000
+    image_steps: int = 2000
     image_batch: int = 128
-    image_rate: float = 1e-3
-    clip_steps: int = 3000
-    clip_batch: int = 32
-    clip_rate: float = 8e-4
+    image_rate: float = 1.5e-3
+    clip_steps: int = 1900
+    clip_batch: int = 64
+    clip_rate: float = 1e-3
     dropout: float = 0.1
-    flip: FlipConfig = FlipConfig(p_max=0.15)
+    flip: FlipConfig = field(default_factory=lambda: FlipConfig(p_max=0.15))
     seed: int = 0
     optim: dict = field(default_factory=dict)
 
@@ -62,19 +64,22 @@ def digits_text_tokenizer() -> Tokenizer:
 
 
 @torch.no_grad()
-def cache_latents(folder: Path, tokenizer: VideoTokenizer, seed: int, count: int) -> Tensor:
+def cache_latents(
+    folder: Path, tokenizer: VideoTokenizer, seed: int, count: int, num_frames: int
+) -> Tensor:
     """Encode `count` training clips once, float16 `[count,d,t,h,w]`; kept in `folder`.
 
-    Clip i is `digits.clip("train", seed, i)`, whose caption is made again when it is needed.
+    Clip i is `digits.clip("train", seed, i, num_frames)`, whose caption is made again when it is
+    needed.
     """
-    path = folder / f"latents-{seed}-{count}.safetensors"
+    path = folder / f"latents-{seed}-{count}-{num_frames}.safetensors"
     if path.exists():
         return load_file(path)["latents"]
     folder.mkdir(parents=True, exist_ok=True)
-    parts, size = [], 16
+    parts, size = [], 16 * digits.NUM_FRAMES // num_frames
     for start in tqdm(range(0, count, size), desc="encode", unit="batch", disable=None):
         stop = min(start + size, count)
-        clips = [digits.clip("train", seed, i)[0] for i in range(start, stop)]
+        clips = [digits.clip("train", seed, i, num_frames)[0] for i in range(start, stop)]
         with autocast(torch.device("cpu")):
             parts.append(tokenizer.encode(to_video(np.stack(clips))).half())
     latents = torch.cat(parts)
@@ -144,29 +149,35 @@ def train_transformer(
     config: TransformerTraining,
 ) -> Transformer:
     """Both stages, each resumable in its own folder below `folder`; returns the EMA model."""
-    latents = cache_latents(folder, tokenizer, config.seed + 2, config.clips)
     text_tokenizer = digits_text_tokenizer()
     torch.manual_seed(config.seed)
     model = Transformer(architecture)
     model.init_weights()
 
-    def stage(name: str, steps: int, size: int, frames: int, rate: float) -> None:
-        optim = OptimConfig(steps=steps, learning_rate=rate, warmup=200, **config.optim)
+    def stage(name: str, count: int, frames: int, size: int, optim: OptimConfig) -> None:
+        seed = config.seed + (2 if frames > 1 else 3)
+        latents = cache_latents(folder, tokenizer, seed, count, frames)
         run = Run(folder / name, model, optim, f"transformer, {name}s")
 
         def loss_of(step: int) -> tuple[Tensor, dict[str, float]]:
-            generator = torch.Generator().manual_seed(config.seed * 2**32 + frames * 2**24 + step)
-            index = torch.randint(config.clips, (size,), generator=generator)
-            captions = [digits.clip("train", config.seed + 2, i)[1] for i in index.tolist()]
-            picked = latents[index, :, :frames]
-            return transformer_loss(
-                model,
-                make_batch(picked, captions, text_tokenizer, architecture, config, generator),
+            generator = torch.Generator().manual_seed(seed * 2**32 + step)
+            index = torch.randint(count, (size,), generator=generator)
+            captions = [digits.clip("train", seed, i, frames)[1] for i in index.tolist()]
+            batch = make_batch(
+                latents[index], captions, text_tokenizer, architecture, config, generator
             )
+            return transformer_loss(model, batch)
 
         train(run, loss_of)
         model.load_state_dict(run.averaged())
 
-    stage("image", config.image_steps, config.image_batch, 1, config.image_rate)
-    stage("clip", config.clip_steps, config.clip_batch, architecture.max_frames, config.clip_rate)
+    image, clip = (
+        OptimConfig(steps=steps, learning_rate=rate, warmup=200, **config.optim)
+        for steps, rate in (
+            (config.image_steps, config.image_rate),
+            (config.clip_steps, config.clip_rate),
+        )
+    )
+    stage("image", config.images, 1, config.image_batch, image)
+    stage("clip", config.clips, digits.NUM_FRAMES, config.clip_batch, clip)
     return model.eval()

@@ -20,7 +20,7 @@ def up(x: torch.Tensor, size: tuple[int, int]) -> torch.Tensor:
 def by_hand(
     frame: torch.Tensor, sizes: tuple, flips: torch.Tensor | None
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, list[torch.Tensor]]:
-    """One frame `[d,H,W]`, token by token: targets, seen bits, x_hat and the inputs from scale 2."""
+    """One frame `[d,H,W]`, token by token: targets, seen bits, x_hat, inputs from scale 2."""
     d, (height, width) = frame.shape[0], sizes[-1]
     residual, total = frame[None].clone(), torch.zeros(1, *frame.shape)
     targets, seen, inputs, offset = [], [], [], 0
@@ -120,8 +120,9 @@ def test_losses_on_known_numbers(device: str) -> None:
     assert losses["commitment"].item() == pytest.approx(0, abs=1e-6)
     assert losses["batch_entropy"].item() == pytest.approx(0.6931, abs=1e-3)
     assert losses["sample_entropy"].item() < 0.45
-    off = bsq_quantize(torch.tensor([1.0, 0, 0, 0]).reshape(1, d, 1, 1, 1), ((1, 1),),
-                       return_losses=True).losses
+    off = bsq_quantize(
+        torch.tensor([1.0, 0, 0, 0]).reshape(1, d, 1, 1, 1), ((1, 1),), return_losses=True
+    ).losses
     assert off["commitment"].item() == pytest.approx(2 - 2 * 0.5, abs=1e-5)
 
 

@@ -265,7 +265,7 @@ def test_unmasked_attention_is_full_attention(device):
     ],
 )
 def test_refuses(change, name):
-    with pytest.raises(ValueError, match="^text_len: expected"):
+    with pytest.raises(ValueError, match=r"^text_len: expected"):
         chunk_mask(SMALL, -1)
     q, k, v = random_qkv(2, 18, width=8)
     arguments = {"q_BHLD": q, "k_BGLD": k, "v_BGLD": v, "schedule": SMALL, "text_len": 3}

@@ -48,7 +48,7 @@ def test_non_contiguous_and_half(device: str) -> None:
 
 def test_bad_arguments() -> None:
     x = torch.zeros(2, 2)
-    with pytest.raises(ValueError, match="mode: .*'cubic'"):
+    with pytest.raises(ValueError, match=r"mode: .*'cubic'"):
         resample(x, (2, 2), "cubic")
     with pytest.raises(ValueError, match="size"):
         resample(x, (0, 2))

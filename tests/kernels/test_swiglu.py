@@ -50,7 +50,7 @@ def test_gradients_match_float64(dtype, tolerance, device):
 
 
 def test_refuses():
-    with pytest.raises(ValueError, match="^gate: expected"):
+    with pytest.raises(ValueError, match=r"^gate: expected"):
         swiglu(torch.ones(3).long(), torch.ones(3).long())
-    with pytest.raises(ValueError, match="^up: expected"):
+    with pytest.raises(ValueError, match=r"^up: expected"):
         swiglu(torch.ones(2, 3), torch.ones(3))

@@ -1,5 +1,7 @@
 """Guidance strengths against the published numbers."""
 
+from itertools import pairwise
+
 import pytest
 
 from videoar.runtime.guidance import GuidanceSchedule
@@ -17,8 +19,9 @@ def test_ucf101() -> None:
 def test_falling() -> None:
     schedule = GuidanceSchedule.parse("falling:5:3")
     values = [schedule.strength(t, k, 5, 4) for t in range(5) for k in range(4)]
-    assert values[0] == 5 and values[-1] == pytest.approx(3)
-    steps = [a - b for a, b in zip(values, values[1:], strict=False)]
+    assert values[0] == 5
+    assert values[-1] == pytest.approx(3)
+    steps = [a - b for a, b in pairwise(values)]
     assert steps == pytest.approx([2 / 19] * 19)
 
 
@@ -33,7 +36,8 @@ def test_parse_round_trip() -> None:
     for text in ("constant:2.5", "ucf101:1:5:10", "falling:5:3"):
         assert str(GuidanceSchedule.parse(text)) == text
     assert GuidanceSchedule.parse(3) == GuidanceSchedule.parse("3")
-    assert GuidanceSchedule.parse(1).is_one() and not GuidanceSchedule.parse("falling:1:2").is_one()
+    assert GuidanceSchedule.parse(1).is_one()
+    assert not GuidanceSchedule.parse("falling:1:2").is_one()
 
 
 @pytest.mark.parametrize("bad", [-1, "constant:-2", "nan", "rising:1:2", "falling:1", "a", None])

@@ -1,5 +1,7 @@
 """Schedules: order, coverage, step counts, positions, and the default scale sets."""
 
+from itertools import pairwise
+
 import hypothesis.strategies as st
 import pytest
 import torch
@@ -31,8 +33,10 @@ def test_default_sizes_grow_to_the_grid(height: int, width: int) -> None:
     sizes = default_sizes(height, width)
     assert sizes[-1] == (height, width)
     assert sizes[0] == (1, 1) or max(height, width) == 1 or sizes[0][0] == 1
-    for small, large in zip(sizes, sizes[1:], strict=False):
-        assert small != large and small[0] <= large[0] and small[1] <= large[1]
+    for small, large in pairwise(sizes):
+        assert small != large
+        assert small[0] <= large[0]
+        assert small[1] <= large[1]
     for h, w in sizes[:-1]:
         assert abs(h / height - w / width) <= 1 / min(height, width)
 
@@ -70,7 +74,8 @@ def test_groups_visit_every_cell_once(group: int) -> None:
     positions = [tuple(p) for p in schedule.positions().tolist()]
     assert sorted(positions) == [(t, i, j) for t in range(2) for i in range(8) for j in range(4)]
     lengths = [chunk.length for chunk in schedule.chunks]
-    assert lengths[:group] == [1] * group and set(lengths[group:]) <= {group}
+    assert lengths[:group] == [1] * group
+    assert set(lengths[group:]) <= {group}
 
 
 def test_groups_hold_one_cell_of_each_region() -> None:
@@ -87,8 +92,8 @@ def test_bad_arguments_name_the_field() -> None:
         ChunkSchedule.grouped(1, (4, 4), 3)
     with pytest.raises(ValueError, match="group: 4"):
         ChunkSchedule.grouped(1, (3, 4), 4)
+    one = Chunk(offset=0, length=1, frame=0, scale=0, grid=(1, 1))
     with pytest.raises(ValueError, match=r"chunks\[1\]"):
-        one = Chunk(offset=0, length=1, frame=0, scale=0, grid=(1, 1))
         ChunkSchedule(chunks=(one, one))
     with pytest.raises(ValueError, match="latent grid"):
         default_sizes(0, 4)

@@ -1,0 +1,181 @@
+"""`VideoAR` end to end on tiny random weights: what a result may and may not depend on."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from videoar.runtime.config import ModelConfig
+from videoar.runtime.errors import CheckpointError
+from videoar.runtime.model_folder import load_tokenizer, save_model
+from videoar.runtime.pipeline import VideoAR
+
+PROMPTS = ["a red 3 moving left", "a green 7 moving up slowly", "blue five standing still"]
+
+
+@pytest.fixture(scope="module")
+def model(tiny_folder: Path) -> VideoAR:
+    torch.set_num_threads(1)
+    return VideoAR.from_pretrained(tiny_folder)
+
+
+def test_batched_equals_single(model: VideoAR) -> None:
+    together = model.generate(PROMPTS, seed=[4, 5, 6], num_frames=9, guidance=2)
+    for i, prompt in enumerate(PROMPTS):
+        alone = model.generate(prompt, seed=4 + i, num_frames=9, guidance=2)
+        assert np.array_equal(alone.frames[0], together.frames[i]), prompt
+    assert together.seeds == (4, 5, 6)
+    counted = model.generate(prompts=PROMPTS, seed=4, num_frames=9, guidance=2)
+    assert np.array_equal(counted.frames, together.frames)
+
+
+def test_stream_equals_generate(model: VideoAR) -> None:
+    steps = []
+    parts = list(
+        model.stream(PROMPTS[0], seed=3, num_frames=13, on_step=lambda t, k: steps.append((t, k)))
+    )
+    tau, scales = model.config.tokenizer.temporal_compression, model.config.transformer.sizes
+    assert [len(part) for part in parts] == [1] + [tau] * (12 // tau)
+    whole = model.generate(PROMPTS[0], seed=3, num_frames=13)
+    assert np.array_equal(np.concatenate(parts), whole.frames[0])
+    assert steps == [(t, k) for t in range(1 + 12 // tau) for k in range(len(scales))]
+    assert whole.timings["steps"] == len(steps)
+    assert whole.frames.dtype == np.uint8
+    assert whole.frames.shape[1] == 13
+
+
+def test_seed_prompt_and_guidance_matter(model: VideoAR) -> None:
+    base = model.generate(PROMPTS[0], seed=1, num_frames=5).frames
+    assert np.array_equal(base, model.generate(PROMPTS[0], seed=1, num_frames=5).frames)
+    assert not np.array_equal(base, model.generate(PROMPTS[0], seed=2, num_frames=5).frames)
+    assert not np.array_equal(base, model.generate(PROMPTS[1], seed=1, num_frames=5).frames)
+    guided = model.generate(PROMPTS[0], seed=1, num_frames=5, guidance=30).frames
+    assert not np.array_equal(base, guided)
+
+
+def test_greedy_ignores_the_seed(model: VideoAR) -> None:
+    one = model.generate(PROMPTS[0], seed=1, num_frames=5, temperature=0).frames
+    assert np.array_equal(
+        one, model.generate(PROMPTS[0], seed=2, num_frames=5, temperature=0).frames
+    )
+
+
+def test_longer_clips_begin_like_shorter_ones(model: VideoAR) -> None:
+    """Beyond the trained length the ring goes round; what came before does not change."""
+    frames = model.config.num_frames
+    tau = model.config.tokenizer.temporal_compression
+    short = model.generate(PROMPTS[0], seed=1, num_frames=frames, guidance=2).frames
+    long = model.generate(PROMPTS[0], seed=1, num_frames=frames + 3 * tau, guidance=2).frames
+    assert long.shape[1] == frames + 3 * tau
+    assert np.array_equal(long[:, :frames], short)
+
+
+def test_words_that_differ_in_case_and_punctuation(model: VideoAR) -> None:
+    plain = model.generate("a red 3 moving left", num_frames=1).frames
+    assert np.array_equal(plain, model.generate("  A Red 3, moving LEFT. ", num_frames=1).frames)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"num_frames": 16}, "num_frames: must be 1 \\+ 4n, got 16; nearest: 13 or 17"),
+        ({"num_frames": 0}, "num_frames"),
+        ({"guidance": -1}, "guidance: must be 0 or more"),
+        ({"temperature": -0.5}, "temperature: must be 0 or more"),
+        ({"temperature": float("nan")}, "temperature"),
+        ({"seed": -1}, "seed: expected 0"),
+        ({"seed": 2**63}, "seed"),
+        ({"seed": [1, 2]}, "seed: expected 1, one a video, got 2"),
+        ({"seed": 1.5}, "seed"),
+        ({"class_id": 3}, "prompt: this model takes a prompt"),
+        ({"prompts": ["a"]}, "prompt: give prompt or prompts"),
+    ],
+)
+def test_bad_arguments(model: VideoAR, arguments: dict, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        model.generate("a red 3 moving left", **arguments)
+
+
+def test_bad_prompts(model: VideoAR) -> None:
+    with pytest.raises(ValueError, match=r"prompt: unknown words \['purple'\]; .*yellow"):
+        model.generate("a purple 3")
+    with pytest.raises(ValueError, match="prompt: 24 tokens, the model takes at most 11"):
+        model.generate("a red 3 moving left slowly " * 4)
+    with pytest.raises(ValueError, match="prompts: expected at least one"):
+        model.generate([])
+    with pytest.raises(ValueError, match="prompt: expected a string"):
+        model.generate([3])
+    with pytest.raises(ValueError, match="prompt: this model takes a prompt"):
+        model.generate()
+    with pytest.raises(ValueError, match="stream makes one video"):
+        model.stream(PROMPTS)
+    with pytest.raises(ValueError, match="num_frames"):
+        model.stream(PROMPTS[0], num_frames=2)
+
+
+def test_round_trip_in_half_precision(model: VideoAR, tmp_path: Path) -> None:
+    save_model(tmp_path / "copy", model, torch.float16)
+    copy = VideoAR.from_pretrained(tmp_path / "copy")
+    assert copy.config == model.config
+    for name, value in model.transformer.state_dict().items():
+        assert torch.equal(copy.transformer.state_dict()[name], value.half().float()), name
+    assert copy.generate(PROMPTS[0], num_frames=5).frames.shape[1] == 5
+    tokenizer = load_tokenizer(tmp_path / "copy" / "video_tokenizer")
+    assert tokenizer.config == model.config.tokenizer
+
+
+def break_index(folder: Path, old: str, new: str) -> None:
+    path = folder / "model_index.json"
+    text = path.read_text()
+    assert old in text
+    path.write_text(text.replace(old, new))
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "message"),
+    [
+        ('"fps"', '"rate"', "fps: missing|rate: unknown"),
+        ('"components"', '"extra": 1, "components"', "extra: unknown field"),
+        ('"fps": 8', '"fps": "8"', "fps: expected int"),
+        ('"height": ', '"height": 1', "height|sizes"),
+        ('"text_tokenizer": {}', '"other": {}', "components"),
+    ],
+)
+def test_broken_index(model: VideoAR, tmp_path: Path, old: str, new: str, message: str) -> None:
+    save_model(tmp_path / "m", model)
+    break_index(tmp_path / "m", old, new)
+    with pytest.raises(CheckpointError, match=message):
+        VideoAR.from_pretrained(tmp_path / "m")
+
+
+def test_broken_text_tokenizer(model: VideoAR, tmp_path: Path) -> None:
+    save_model(tmp_path / "m", model)
+    path = tmp_path / "m" / "text_tokenizer" / "tokenizer.json"
+    path.write_text("{")
+    with pytest.raises(CheckpointError, match=r"tokenizer\.json: no readable"):
+        VideoAR.from_pretrained(tmp_path / "m")
+    path.unlink()
+    with pytest.raises(CheckpointError, match="does not exist"):
+        VideoAR.from_pretrained(tmp_path / "m")
+
+
+def test_bit_width_of_the_parts_must_agree(model: VideoAR) -> None:
+    config = model.config
+    from dataclasses import replace
+
+    other = replace(config.transformer, latent_dim=config.transformer.latent_dim + 1)
+    with pytest.raises(ValueError, match=r"transformer\.latent_dim"):
+        ModelConfig(
+            tokenizer=config.tokenizer, transformer=other, height=config.height, width=config.width
+        )
+
+
+def test_preset_is_deterministic() -> None:
+    one, other = VideoAR.preset("digits"), VideoAR.preset("digits")
+    for a, b in zip(one.transformer.parameters(), other.transformer.parameters(), strict=True):
+        assert torch.equal(a, b)
+    frames = one.generate("any text", num_frames=1, guidance=1).frames
+    assert frames.std() > 0
+    with pytest.raises(ValueError, match="dtype: expected one of"):
+        VideoAR.preset("digits", dtype="int8")
