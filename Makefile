@@ -30,11 +30,11 @@ bench: .stamp-venv ## run the benchmarks
 	@$(BIN)/pytest -q --benchmark-only benchmarks || { status=$$?; \
 	  [ $$status -eq $(NO_TESTS) ] && echo "benchmarks/ holds no benchmark yet."; }
 
-gpu-check: ## on a CUDA machine: build with its own Python, run the GPU tests
+gpu-check: ## on a CUDA machine: build with its own Python, run the kernels on the GPU
 	@$(PYTHON) -c 'import sys, torch; \
 	  sys.exit(None if torch.cuda.is_available() else "gpu-check: torch sees no CUDA device")'
 	$(PYTHON) -m pip install --quiet --no-deps --no-build-isolation -e .
-	@$(PYTHON) -m pytest -q -m gpu || { status=$$?; \
+	@$(PYTHON) -m pytest -q -m gpu tests/kernels || { status=$$?; \
 	  [ $$status -eq $(NO_TESTS) ] && echo "No test carries the marker gpu."; }
 	@$(PYTHON) -m videoar.benchmarks.environment
 

@@ -130,16 +130,21 @@ class Layer(nn.Module):
         return x + self.mlp(normed)
 
 
+def _embedding(rows: int, width: int) -> nn.Embedding:
+    """Without values: drawing them on the meta device would import torch's symbolic stack."""
+    return nn.Embedding(rows, width, _weight=torch.empty(rows, width))
+
+
 class Transformer(nn.Module):
     """The decoder. `forward` serves training, prefill and cached decoding alike."""
 
     def __init__(self, config: TransformerConfig) -> None:
         super().__init__()
         self.config = config
-        self.embed_tokens = nn.Embedding(config.embeddings, config.width)
+        self.embed_tokens = _embedding(config.embeddings, config.width)
         self.embed_bits = nn.Linear(config.latent_dim, config.width, bias=False)
         self.sos = nn.Parameter(torch.empty(config.width))
-        self.embed_scale = nn.Embedding(len(config.sizes), config.width)
+        self.embed_scale = _embedding(len(config.sizes), config.width)
         self.layers = nn.ModuleList(Layer(config, i) for i in range(config.layers))
         self.norm = RMSNorm(config.width, config.norm_eps)
         self.head = nn.Linear(config.width, 2 * config.latent_dim, bias=False)

@@ -180,14 +180,15 @@ def crop_digit(grey_HW: np.ndarray, centre: np.ndarray) -> np.ndarray:
 
 
 def load_judge(folder: str | Path = "digits") -> Judge:
-    """The judge of a `judge` folder or of a run's folder; "digits" is the shipped one.
+    """The judge of a `judge` folder or of a run's folder; the text "digits" is the shipped one.
 
     Raises:
         CheckpointError: anything missing or damaged.
     """
-    shipped = str(folder) == "digits" and not Path(folder).exists()
-    folder = Path(str(resources.files("videoar.assets"))) if shipped else Path(folder)
-    folder = folder / "judge" if (folder / "judge").exists() or shipped else folder
+    if folder == "digits":
+        folder = Path(str(resources.files("videoar.assets"))) / "judge"
+    elif (Path(folder) / "judge").exists():
+        folder = Path(folder) / "judge"
     config = read_config(folder, JudgeConfig, component="judge")
     with torch.device("meta"):
         net = DigitNet(config)

@@ -43,7 +43,7 @@ class OptimConfig:
     weight_decay: float = 0.05
     betas: tuple[float, float] = (0.9, 0.95)
     clip: float = 1.0
-    ema: float = 0.999
+    ema: float = 0.995
 
     def __post_init__(self) -> None:
         for name in ("steps", "learning_rate", "clip"):

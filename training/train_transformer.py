@@ -43,11 +43,11 @@ class TransformerTraining:
     """
 
     images: int = 60000
-    clips: int = 16000
-    image_steps: int = 2000
+    clips: int = 12000
+    image_steps: int = 1500
     image_batch: int = 128
     image_rate: float = 1.5e-3
-    clip_steps: int = 1900
+    clip_steps: int = 1500
     clip_batch: int = 64
     clip_rate: float = 1e-3
     dropout: float = 0.1

@@ -256,7 +256,7 @@ class TestFiles:
             file.write(b"\0" * 8)
         refuses(single, "model.safetensors: damaged")
 
-    @settings(max_examples=100, deadline=None, suppress_health_check=list(HealthCheck))
+    @settings(max_examples=50, deadline=None, suppress_health_check=list(HealthCheck))
     @given(garbage=st.binary(max_size=200), framed=st.booleans())
     def test_random_bytes(self, tmp_path_factory, garbage, framed):
         folder = tmp_path_factory.mktemp("garbage")

@@ -129,7 +129,7 @@ def test_distorted_digits_are_of_the_judges_range():
     assert (first - images).abs().mean(dim=(1, 2)).min() > 0.01
 
 
-def test_training_is_resumed_and_reproducible(tmp_path, monkeypatch):
+def test_training_is_reproducible_and_a_finished_run_stays(tmp_path, monkeypatch):
     monkeypatch.setattr(train_judge, "HELD_OUT_CLIPS", 5)
     config = JudgeTraining(steps=3, batch=8)
     whole = train_judge.train_judge(tmp_path / "whole", config)
