@@ -105,6 +105,8 @@ def _write_shards(
         name = name if len(shards) > 1 else WEIGHTS_NAME
         tensors = {key: _copied(state_dict[key], dtype) for key in keys}
         save_file(tensors, folder / name, metadata={"format": "pt"})
+        # Safetensors makes files for their owner alone; others should be able to load them.
+        shutil.copymode(folder / CONFIG_NAME, folder / name)
         weight_map |= dict.fromkeys(keys, name)
         total += sum(tensor.nbytes for tensor in tensors.values())
     if len(shards) > 1:

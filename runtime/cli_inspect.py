@@ -10,7 +10,8 @@ from videoar.runtime.cache import CacheLayout
 from videoar.runtime.cli_models import check_device, model_config, print_json
 from videoar.runtime.config import ModelConfig
 from videoar.runtime.guidance import GuidanceSchedule
-from videoar.runtime.pipeline import DTYPES, describe
+from videoar.runtime.modules import describe
+from videoar.runtime.pipeline import DTYPES
 from videoar.runtime.video_tokenizer import VideoTokenizer
 
 

@@ -6,9 +6,10 @@ from typing import Any
 
 import torch
 
-from videoar.runtime.config import ModelConfig, preset
+from videoar.runtime.config import ModelConfig
 from videoar.runtime.model_folder import read_model_config, resolve_folder
 from videoar.runtime.pipeline import VideoAR
+from videoar.runtime.presets import preset
 
 
 def model_config(args: Namespace) -> ModelConfig:

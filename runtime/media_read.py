@@ -19,7 +19,8 @@ from videoar.runtime.errors import MediaError
 VIDEO_SUFFIXES = (".mp4", ".m4v", ".mov", ".avi", ".mkv", ".webm", ".mpg", ".mpeg", ".ts", ".gif")
 IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp")
 SUFFIXES = VIDEO_SUFFIXES + IMAGE_SUFFIXES
-_ACCURATE = Interpolation.FULL_CHR_H_INT.value | Interpolation.ACCURATE_RND.value
+# libswscale's full chroma and accurate rounding, which older PyAV has no names for.
+_ACCURATE = 1 << 13 | 1 << 18
 
 
 def list_media(folder: str | os.PathLike) -> list[Path]:

@@ -12,7 +12,7 @@ from typing import Any
 
 import av
 import numpy as np
-from av.video.reformatter import ColorRange, Colorspace, Interpolation
+from av.video.reformatter import ColorRange, Colorspace
 
 from videoar.runtime.errors import MediaError
 from videoar.runtime.media_sheet import contact_sheet, enlarge, to_frames
@@ -22,12 +22,8 @@ _CRF = 14
 _GIF_TICKS = 100
 # Browsers show frames that are shorter than this many hundredths of a second much slower.
 _GIF_MIN_TICKS = 2
-_CONVERT = (
-    Interpolation.BICUBIC.value
-    | Interpolation.FULL_CHR_H_INT.value
-    | Interpolation.ACCURATE_RND.value
-    | Interpolation.BITEXACT.value
-)
+# libswscale's bicubic, full chroma, accurate rounding, bitexact; older PyAV names only the first.
+_CONVERT = 1 << 2 | 1 << 13 | 1 << 18 | 1 << 19
 
 
 def write_video(path: str | os.PathLike, frames: Any, fps: float = 8, *, scale: int = 1) -> Path:

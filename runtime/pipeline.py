@@ -10,8 +10,10 @@ import torch
 from tokenizers import Tokenizer
 from torch import Tensor
 
-from videoar.runtime.config import ModelConfig, TransformerConfig, preset
+from videoar.runtime.config import ModelConfig
 from videoar.runtime.guidance import GuidanceSchedule
+from videoar.runtime.modules import random_modules
+from videoar.runtime.presets import preset
 from videoar.runtime.sampling import SamplingParams, StepHook, decode_latents, prepare
 from videoar.runtime.text import byte_tokenizer, check_class, encode_prompt
 from videoar.runtime.transformer import Transformer
@@ -116,11 +118,7 @@ class VideoAR:
         """
         config = preset(name)
         kind = _dtype(dtype)
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(seed)
-            transformer, tokenizer = _empty_modules(config, kind, device)
-            transformer.init_weights()
-            _fill_tokenizer(tokenizer)
+        transformer, tokenizer = random_modules(config, kind, device, seed)
         return cls(config, transformer, tokenizer, _preset_text_tokenizer(name, config))
 
     @property
@@ -314,16 +312,6 @@ def _not_empty(prefixes: list[list[int]], name: str) -> list[list[int]]:
     return prefixes
 
 
-def _empty_modules(
-    config: ModelConfig, dtype: torch.dtype, device: torch.device | str
-) -> tuple[Transformer, VideoTokenizer]:
-    """Both networks on `device` with storage but without values."""
-    with torch.device("meta"):
-        transformer = Transformer(config.transformer).to(dtype)
-        tokenizer = VideoTokenizer(config.tokenizer).to(dtype)
-    return transformer.to_empty(device=device), tokenizer.to_empty(device=device)
-
-
 def _preset_text_tokenizer(name: str, config: ModelConfig) -> Tokenizer | None:
     """That of the shipped model where there is one, else plain bytes."""
     from videoar.runtime.model_folder import SHIPPED, read_text_tokenizer, resolve_folder
@@ -333,25 +321,3 @@ def _preset_text_tokenizer(name: str, config: ModelConfig) -> Tokenizer | None:
     if name in SHIPPED:
         return read_text_tokenizer(resolve_folder(name), config.transformer)
     return byte_tokenizer()
-
-
-@torch.no_grad()
-def _fill_tokenizer(tokenizer: VideoTokenizer) -> None:
-    """Random weights that keep activations of the order of one."""
-    for name, parameter in tokenizer.named_parameters():
-        if parameter.dim() > 1:
-            fan_in = parameter[0].numel()
-            parameter.normal_(std=fan_in**-0.5)
-        else:
-            parameter.fill_(1.0 if name.endswith("norm.weight") else 0.0)
-
-
-def describe(config: TransformerConfig) -> dict[str, int]:
-    """Sizes of a transformer that need no weights: parameters, steps and tokens of a clip."""
-    with torch.device("meta"):
-        parameters = sum(p.numel() for p in Transformer(config).parameters())
-    return {
-        "parameters": parameters,
-        "steps": config.max_frames * len(config.sizes),
-        "video_tokens": config.max_frames * config.tokens_per_frame,
-    }

@@ -149,6 +149,8 @@ class Transformer(nn.Module):
         self.norm = RMSNorm(config.width, config.norm_eps)
         self.head = nn.Linear(config.width, 2 * config.latent_dim, bias=False)
         self.gradient_checkpointing = False
+        if self.sos.device.type != "meta":
+            self.init_weights()
 
     @torch.no_grad()
     def init_weights(self, std: float = 0.02) -> None:

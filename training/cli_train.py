@@ -79,8 +79,8 @@ def _add_tokenizer(kinds: Subparsers) -> None:
 
 
 def _train_tokenizer(args: argparse.Namespace) -> None:
-    from videoar.runtime.config import preset
     from videoar.runtime.model_folder import save_tokenizer
+    from videoar.runtime.presets import preset
     from videoar.training.train_tokenizer import TokenizerTraining, train_tokenizer
 
     _set_threads(args)
@@ -112,8 +112,8 @@ def _where(kind: str) -> str:
 
 def _train_transformer(args: argparse.Namespace) -> None:
     from videoar.runtime.checkpoint import write_component
-    from videoar.runtime.config import preset
     from videoar.runtime.model_folder import load_tokenizer
+    from videoar.runtime.presets import preset
     from videoar.training.train_transformer import TransformerTraining, train_transformer
 
     _set_threads(args)
@@ -193,10 +193,10 @@ def load_transformer(folder: str | Path) -> "Transformer":
 def _export(args: argparse.Namespace) -> None:
     from dataclasses import replace
 
-    from videoar.runtime.config import preset
     from videoar.runtime.guidance import GuidanceSchedule
     from videoar.runtime.model_folder import load_tokenizer, save_model
     from videoar.runtime.pipeline import DTYPES, VideoAR
+    from videoar.runtime.presets import preset
     from videoar.runtime.sampling import SamplingParams
     from videoar.training.train_transformer import digits_text_tokenizer
 

@@ -47,7 +47,7 @@ class TransformerTraining:
     image_steps: int = 1500
     image_batch: int = 128
     image_rate: float = 1.5e-3
-    clip_steps: int = 1500
+    clip_steps: int = 2000
     clip_batch: int = 64
     clip_rate: float = 1e-3
     dropout: float = 0.1
@@ -152,7 +152,6 @@ def train_transformer(
     text_tokenizer = digits_text_tokenizer()
     torch.manual_seed(config.seed)
     model = Transformer(architecture)
-    model.init_weights()
 
     def stage(name: str, count: int, frames: int, size: int, optim: OptimConfig) -> None:
         seed = config.seed + (2 if frames > 1 else 3)

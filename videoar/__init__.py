@@ -10,7 +10,7 @@ __version__ = "0.1.0"
 _MODULE_OF = {
     "VideoAR": "videoar.runtime.pipeline",
     "VideoResult": "videoar.runtime.pipeline",
-    "PRESETS": "videoar.runtime.config",
+    "PRESETS": "videoar.runtime.presets",
     "TransformerConfig": "videoar.runtime.config",
     "TokenizerConfig": "videoar.runtime.config",
     "ChunkSchedule": "videoar.runtime.schedule",
@@ -22,7 +22,6 @@ _MODULE_OF = {
 # Type checkers take this name as true; importing typing for it would double the import time.
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from videoar.runtime.config import PRESETS as PRESETS
     from videoar.runtime.config import TokenizerConfig as TokenizerConfig
     from videoar.runtime.config import TransformerConfig as TransformerConfig
     from videoar.runtime.errors import CapacityError as CapacityError
@@ -30,6 +29,7 @@ if TYPE_CHECKING:
     from videoar.runtime.errors import MediaError as MediaError
     from videoar.runtime.pipeline import VideoAR as VideoAR
     from videoar.runtime.pipeline import VideoResult as VideoResult
+    from videoar.runtime.presets import PRESETS as PRESETS
     from videoar.runtime.schedule import ChunkSchedule as ChunkSchedule
 
 

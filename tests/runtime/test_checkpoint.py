@@ -500,3 +500,11 @@ class TestModelIndex:
         (tmp_path / "file").write_text("")
         with pytest.raises(CheckpointError, match="could not be written"):
             write_model_index(tmp_path / "file" / "model", {"components": {}})
+
+
+def test_weights_are_as_readable_as_the_config(tmp_path: Path) -> None:
+    """Safetensors itself writes files that only their owner can read."""
+    folder = tmp_path / "part"
+    write_component(folder, "part", CONFIG, example_state())
+    modes = {path.stat().st_mode for path in folder.iterdir()}
+    assert len(modes) == 1

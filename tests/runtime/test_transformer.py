@@ -9,8 +9,9 @@ from torch import Tensor
 from videoar.kernels.bitwise_cross_entropy import bitwise_cross_entropy
 from videoar.kernels.bsq_quantize import bsq_quantize
 from videoar.runtime.cache import CacheLayout
-from videoar.runtime.config import PRESETS, TransformerConfig, preset
+from videoar.runtime.config import TransformerConfig
 from videoar.runtime.guidance import GuidanceSchedule
+from videoar.runtime.presets import PRESETS, preset
 from videoar.runtime.sampling import SamplingParams, chunk_logits, decode_frame, prepare
 from videoar.runtime.schedule import default_sizes
 from videoar.runtime.text import pad

@@ -4,7 +4,8 @@ import pytest
 import torch
 
 from videoar.kernels.bsq_quantize import bsq_quantize
-from videoar.runtime.config import DIGITS_TOKENIZER, TokenizerConfig
+from videoar.runtime.config import TokenizerConfig
+from videoar.runtime.presets import DIGITS_TOKENIZER
 from videoar.runtime.video_tokenizer import Decoder, Encoder, VideoTokenizer, inflate
 
 SMALL = TokenizerConfig(

@@ -10,9 +10,9 @@ import torch
 from torch import nn
 
 from videoar.kernels.bsq_quantize import bsq_quantize
-from videoar.runtime.config import DIGITS_TOKENIZER
 from videoar.runtime.errors import MediaError
 from videoar.runtime.media import write_video
+from videoar.runtime.presets import DIGITS_TOKENIZER
 from videoar.runtime.schedule import default_sizes
 from videoar.runtime.text import encode_prompt
 from videoar.training import digits

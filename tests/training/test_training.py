@@ -9,8 +9,8 @@ import torch
 from torch import nn
 
 from videoar.kernels.bsq_quantize import bsq_quantize
-from videoar.runtime.config import DIGITS_TOKENIZER, DIGITS_TRANSFORMER
 from videoar.runtime.errors import CheckpointError
+from videoar.runtime.presets import DIGITS_TOKENIZER, DIGITS_TRANSFORMER
 from videoar.runtime.video_tokenizer import VideoTokenizer
 from videoar.training.corruption import FlipConfig, draw_flips, flip_probabilities
 from videoar.training.run import OptimConfig, Run, train

@@ -12,11 +12,11 @@ import torch
 
 from videoar.runtime.checkpoint import write_component
 from videoar.runtime.cli_arguments import Parser
-from videoar.runtime.config import DIGITS_TOKENIZER, DIGITS_TRANSFORMER
 from videoar.runtime.errors import CheckpointError
 from videoar.runtime.media import write_video
 from videoar.runtime.model_folder import save_tokenizer
 from videoar.runtime.pipeline import VideoAR
+from videoar.runtime.presets import DIGITS_TOKENIZER, DIGITS_TRANSFORMER
 from videoar.runtime.transformer import Transformer
 from videoar.runtime.video_tokenizer import VideoTokenizer
 from videoar.training import train_judge, train_tokenizer, train_transformer

@@ -1,0 +1,51 @@
+"""The two networks of a configuration, without a checkpoint: random weights, or sizes only."""
+
+import torch
+
+from videoar.runtime.config import ModelConfig, TransformerConfig
+from videoar.runtime.transformer import Transformer
+from videoar.runtime.video_tokenizer import VideoTokenizer
+
+
+def random_modules(
+    config: ModelConfig, dtype: torch.dtype, device: torch.device | str, seed: int
+) -> tuple[Transformer, VideoTokenizer]:
+    """Both networks with random weights, the same for the same seed on one kind of device."""
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        transformer, tokenizer = _empty_modules(config, dtype, device)
+        transformer.init_weights()
+        _fill_tokenizer(tokenizer)
+    return transformer, tokenizer
+
+
+def _empty_modules(
+    config: ModelConfig, dtype: torch.dtype, device: torch.device | str
+) -> tuple[Transformer, VideoTokenizer]:
+    """Both networks on `device` with storage but without values."""
+    with torch.device("meta"):
+        transformer = Transformer(config.transformer).to(dtype)
+        tokenizer = VideoTokenizer(config.tokenizer).to(dtype)
+    return transformer.to_empty(device=device), tokenizer.to_empty(device=device)
+
+
+@torch.no_grad()
+def _fill_tokenizer(tokenizer: VideoTokenizer) -> None:
+    """Random weights that keep activations of the order of one."""
+    for name, parameter in tokenizer.named_parameters():
+        if parameter.dim() > 1:
+            fan_in = parameter[0].numel()
+            parameter.normal_(std=fan_in**-0.5)
+        else:
+            parameter.fill_(1.0 if name.endswith("norm.weight") else 0.0)
+
+
+def describe(config: TransformerConfig) -> dict[str, int]:
+    """Sizes of a transformer that need no weights: parameters, steps and tokens of a clip."""
+    with torch.device("meta"):
+        parameters = sum(p.numel() for p in Transformer(config).parameters())
+    return {
+        "parameters": parameters,
+        "steps": config.max_frames * len(config.sizes),
+        "video_tokens": config.max_frames * config.tokens_per_frame,
+    }
