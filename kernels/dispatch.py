@@ -54,8 +54,8 @@ def select(
         implementations: what is written, by backend; "reference" is always among them.
 
     Raises:
-        ValueError: the forced backend does not exist for this op, or is "cpp" and the tensor is
-            not on the CPU.
+        ValueError: the forced backend does not exist for this op, or cannot read the tensor's
+            memory: "cpp" off the CPU, "triton" off the GPU and not in its interpreter.
     """
     assert "reference" in implementations, f"{op} has no reference implementation"
     forced = _forced.get()
@@ -66,4 +66,16 @@ def select(
         raise ValueError(f"{op}: no {forced!r} backend, it has {sorted(implementations)}")
     if forced == "cpp" and tensor.device.type != "cpu":
         raise ValueError(f"{op}: the 'cpp' backend needs a CPU tensor, got one on {tensor.device}")
+    if forced == "triton" and tensor.device.type != "cuda" and not _interpreted():
+        raise ValueError(
+            f"{op}: the 'triton' backend needs a CUDA tensor or TRITON_INTERPRET=1, "
+            f"got one on {tensor.device}"
+        )
     return implementations[forced]
+
+
+def _interpreted() -> bool:
+    # Here, so that a process that never forces Triton need not import it for this file.
+    from videoar.kernels.jit import interpreted
+
+    return interpreted()

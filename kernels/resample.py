@@ -51,7 +51,9 @@ def _nearest(length_in: int, length_out: int) -> Tensor:
 @lru_cache(maxsize=512)
 def _matrix(length_in: int, length_out: int, mode: str, device: torch.device) -> Tensor:
     build = {"area": _area, "bilinear": _bilinear, "nearest": _nearest}[mode]
-    return build(length_in, length_out).float().to(device)
+    # A matrix kept from inside inference mode could not be used by a backward pass later.
+    with torch.inference_mode(False):
+        return build(length_in, length_out).float().to(device)
 
 
 def resample_matrix(

@@ -1,18 +1,45 @@
 """Fixtures shared by all tests, and the one place where a test without its device is skipped."""
 
+import os
+from collections.abc import Iterator
+
 import pytest
 import torch
 from hypothesis import HealthCheck, settings
+
+# Triton decides when it is imported: without a GPU the kernels' tests run in its interpreter.
+if not torch.cuda.is_available():
+    os.environ["TRITON_INTERPRET"] = "1"
 
 # A busy machine must not fail a property: the examples are checked, not their time.
 settings.register_profile("videoar", deadline=None, suppress_health_check=[HealthCheck.too_slow])
 settings.load_profile("videoar")
 
 
-@pytest.fixture(params=["cpu", pytest.param("cuda", marks=pytest.mark.gpu)])
-def device(request: pytest.FixtureRequest) -> torch.device:
-    """The CPU always; the GPU in a variant of the same test that carries the marker `gpu`."""
-    return torch.device(request.param)
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    """Run a test with `device` on every device, and in the interpreter where `TRITON` is set.
+
+    A test module with `TRITON = True` tests an op that has a Triton kernel: its tests run once
+    more on CPU tensors with that backend.
+    """
+    if "device" not in metafunc.fixturenames:
+        return
+    devices = ["cpu", pytest.param("cuda", marks=pytest.mark.gpu)]
+    if getattr(metafunc.module, "TRITON", False) and not torch.cuda.is_available():
+        devices.insert(1, "interpreter")
+    metafunc.parametrize("device", devices, indirect=True)
+
+
+@pytest.fixture
+def device(request: pytest.FixtureRequest) -> Iterator[torch.device]:
+    """The device of the test's tensors; see `pytest_generate_tests`."""
+    from videoar.kernels.dispatch import use_backend
+
+    if request.param == "interpreter":
+        with use_backend("triton"):
+            yield torch.device("cpu")
+    else:
+        yield torch.device(request.param)
 
 
 def pytest_runtest_setup(item: pytest.Item) -> None:

@@ -46,6 +46,15 @@ def test_non_contiguous_and_half(device: str) -> None:
     torch.testing.assert_close(half.float(), expected, atol=2e-3, rtol=2e-3)
 
 
+def test_training_after_inference(device: torch.device) -> None:
+    """Matrices are kept between calls; one made in inference mode must serve a backward pass."""
+    x = torch.randn(2, 11, 13, device=device, requires_grad=True)
+    with torch.inference_mode():
+        resample(x, (6, 7), "area")
+    resample(x, (6, 7), "area").sum().backward()
+    assert x.grad.sum().item() == pytest.approx(2 * 6 * 7, rel=1e-4)
+
+
 def test_bad_arguments() -> None:
     x = torch.zeros(2, 2)
     with pytest.raises(ValueError, match=r"mode: .*'cubic'"):
