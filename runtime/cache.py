@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from videoar.runtime.config import TransformerConfig
+from videoar.runtime.memory import check_fits
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -73,7 +74,11 @@ class CacheLayout:
 
 
 class StaticCache:
-    """The cache tensor with per-layer views; created once, zeroed, then only written in place."""
+    """The cache tensor with per-layer views; created once, zeroed, then only written in place.
+
+    Raises:
+        CapacityError: it does not fit into the device's memory.
+    """
 
     def __init__(
         self,
@@ -84,6 +89,8 @@ class StaticCache:
         device: torch.device | str,
     ) -> None:
         self.layout = layout
+        needed = layout.num_bytes(config, slots, dtype)
+        check_fits(f"a cache of {layout.capacity} tokens in {slots} rows", needed, device)
         shape = (2, config.layers, slots, config.kv_heads, layout.capacity, config.head_dim)
         self.data = torch.zeros(shape, dtype=dtype, device=device)
 

@@ -1,6 +1,5 @@
 """`videoar inspect`: what a model is and what a video costs, known without its weights."""
 
-import os
 from argparse import Namespace
 from typing import Any
 
@@ -10,6 +9,7 @@ from videoar.runtime.cache import CacheLayout
 from videoar.runtime.cli_models import check_device, model_config, print_json
 from videoar.runtime.config import ModelConfig
 from videoar.runtime.guidance import GuidanceSchedule
+from videoar.runtime.memory import total_bytes
 from videoar.runtime.modules import describe
 from videoar.runtime.pipeline import DTYPES
 from videoar.runtime.video_tokenizer import VideoTokenizer
@@ -35,7 +35,7 @@ def run(args: Namespace) -> None:
         **memory_facts(config, num_frames, args.slots, DTYPES[args.dtype]),
         "dtype": args.dtype,
         "device": args.device,
-        "device_bytes": device_bytes(args.device),
+        "device_bytes": total_bytes(args.device),
     }
     if args.json:
         print_json(facts)
@@ -85,13 +85,6 @@ def memory_facts(
         "weight_bytes": parameters * dtype.itemsize,
         "cache_bytes": layout.num_bytes(config.transformer, rows, dtype),
     }
-
-
-def device_bytes(device: str) -> int:
-    """All memory of the device, used or not."""
-    if device == "cuda":
-        return torch.cuda.get_device_properties(0).total_memory
-    return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
 
 
 def _tokenizer_parameters(config: ModelConfig) -> int:

@@ -3,6 +3,7 @@
 import torch
 
 from videoar.runtime.config import ModelConfig, TransformerConfig
+from videoar.runtime.memory import check_fits
 from videoar.runtime.transformer import Transformer
 from videoar.runtime.video_tokenizer import VideoTokenizer
 
@@ -10,7 +11,11 @@ from videoar.runtime.video_tokenizer import VideoTokenizer
 def random_modules(
     config: ModelConfig, dtype: torch.dtype, device: torch.device | str, seed: int
 ) -> tuple[Transformer, VideoTokenizer]:
-    """Both networks with random weights, the same for the same seed on one kind of device."""
+    """Both networks with random weights, the same for the same seed on one kind of device.
+
+    Raises:
+        CapacityError: they do not fit into the device's memory.
+    """
     with torch.random.fork_rng():
         torch.manual_seed(seed)
         transformer, tokenizer = _empty_modules(config, dtype, device)
@@ -26,7 +31,12 @@ def _empty_modules(
     with torch.device("meta"):
         transformer = Transformer(config.transformer).to(dtype)
         tokenizer = VideoTokenizer(config.tokenizer).to(dtype)
+    check_fits("the weights", _num_bytes(transformer) + _num_bytes(tokenizer), device)
     return transformer.to_empty(device=device), tokenizer.to_empty(device=device)
+
+
+def _num_bytes(module: torch.nn.Module) -> int:
+    return sum(p.numel() * p.element_size() for p in module.parameters())
 
 
 @torch.no_grad()
