@@ -15,7 +15,7 @@ from videoar.runtime.presets import PRESETS
 def test_cache_larger_than_the_machine() -> None:
     config = PRESETS["videoar-4b"].transformer
     layout = replace(CacheLayout.of(config), max_text=10**9)
-    with pytest.raises(CapacityError, match="cache of .* in 2 rows") as caught:
+    with pytest.raises(CapacityError, match=r"cache of .* in 2 rows") as caught:
         StaticCache(config, layout, 2, torch.bfloat16, "cpu")
     assert caught.value.needed == layout.num_bytes(config, 2, torch.bfloat16)
     assert 0 < caught.value.available <= memory.total_bytes("cpu")
