@@ -30,16 +30,31 @@ bench: .stamp-venv ## run the benchmarks
 	@$(BIN)/pytest -q --benchmark-only benchmarks || { status=$$?; \
 	  [ $$status -eq $(NO_TESTS) ] && echo "benchmarks/ holds no benchmark yet."; }
 
-gpu-check: ## on a CUDA machine: build with its own Python, run the kernels on the GPU
+# A step that fails or runs past its seconds does not keep the others from running; together they
+# end within 9 minutes. The benchmark's long last line goes to gpu-check.json alone.
+gpu-check: ## on a CUDA machine: build with its own Python, test and time the kernels on the GPU
 	@$(PYTHON) -c 'import sys, torch; \
 	  sys.exit(None if torch.cuda.is_available() else "gpu-check: torch sees no CUDA device")'
-	$(PYTHON) -m pip install --quiet --no-deps --no-build-isolation -e .
-	@$(PYTHON) -m pytest -q -m gpu tests/kernels || { status=$$?; \
-	  [ $$status -eq $(NO_TESTS) ] && echo "No test carries the marker gpu."; }
-	@$(PYTHON) -m videoar.benchmarks.environment
+	@failed=0; summary=; \
+	step() { \
+	  name=$$1; seconds=$$2; shift 2; echo "== $$name"; \
+	  timeout -k 5 $$seconds "$$@"; status=$$?; result="exit $$status"; \
+	  [ $$status -ne 124 ] || result="stopped after $$seconds s"; \
+	  [ $$status -ne $(NO_TESTS) ] || result="no test"; \
+	  case $$result in "exit 0" | "no test") ;; *) failed=1 ;; esac; \
+	  summary="$$summary$$(printf '%-14s%s' $$name "$$result");"; \
+	}; \
+	step build 80 $(PYTHON) -m pip install --quiet --no-deps --no-build-isolation -e .; \
+	step tests 170 $(PYTHON) -m pytest -q -m gpu tests/kernels; \
+	[ ! -f benchmarks/aot.py ] || step aot 50 $(PYTHON) -m videoar.benchmarks.aot --fast; \
+	step kernels 190 sh -c 'exec "$$@" >gpu-check.txt' sh $(PYTHON) \
+	  -m videoar.benchmarks.kernels --quick --seconds 140 --out gpu-check.json; \
+	sed '/^{/d' gpu-check.txt; \
+	step environment 20 $(PYTHON) -m videoar.benchmarks.environment; \
+	printf '%s' "$$summary" | tr ';' '\n'; exit $$failed
 
 clean: ## remove what the other verbs made, except the environment .venv
-	rm -rf .stamp-* build dist out *.egg-info videoar/_C.*.so
+	rm -rf .stamp-* build dist out gpu-check.json gpu-check.txt *.egg-info videoar/_C.*.so
 	rm -rf .pytest_cache .ruff_cache .hypothesis .benchmarks
 	find $(wildcard videoar kernels runtime training benchmarks tests assets) \
 	  -name __pycache__ -prune -exec rm -rf {} +

@@ -72,7 +72,12 @@ TEXT_TO_VIDEO_GUIDANCE = "falling:5:3"
 
 PRESETS = {
     "digits": ModelConfig(
-        tokenizer=DIGITS_TOKENIZER, transformer=DIGITS_TRANSFORMER, height=64, width=64
+        tokenizer=DIGITS_TOKENIZER,
+        transformer=DIGITS_TRANSFORMER,
+        height=64,
+        width=64,
+        guidance="constant:4",
+        temperature=0.5,
     ),
     "videoar-l": ModelConfig(
         tokenizer=TokenizerConfig(),
