@@ -18,6 +18,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from videoar.kernels.bsq_quantize_triton import BsqQuantize
 from videoar.kernels.dispatch import select
 from videoar.kernels.resample import resample
 
@@ -80,7 +81,7 @@ def bsq_quantize(
         ValueError: a shape or dtype that does not fit, naming the argument.
     """
     _check(x, sizes, flips)
-    implementation = select("bsq_quantize", x, {"reference": bsq_quantize_ref})
+    implementation = select("bsq_quantize", x, _BSQ_QUANTIZE)
     return implementation(
         x, sizes, flips=flips, return_inputs=return_inputs, return_losses=return_losses
     )
@@ -105,10 +106,13 @@ def _shift_frames(first_MNd: Tensor, batch: int) -> Tensor:
     return torch.cat([torch.zeros_like(first[:, :1]), first[:, :-1]], dim=1).flatten(0, 1)
 
 
-def _soft_terms(scale_inputs: list[Tensor], dim: int) -> dict[str, Tensor]:
-    """Commitment to the nearest code and the factorised entropies of BSQ (Eq. 9-12 there)."""
-    y = torch.cat([_to_tokens(m) for m in scale_inputs], dim=1).flatten(0, 1)
-    unit = torch.nn.functional.normalize(y, dim=-1)
+def _soft_terms(y: Tensor) -> dict[str, Tensor]:
+    """Commitment to the nearest code and the factorised entropies of BSQ (Eq. 9-12 there).
+
+    `y` [..., d] holds the residuals of all tokens before their signs are taken.
+    """
+    dim = y.shape[-1]
+    unit = torch.nn.functional.normalize(y.reshape(-1, dim), dim=-1)
     code = torch.where(unit > 0, 1.0, -1.0) * dim**-0.5
     # Scaled by sqrt(d) so that a typical component is 1, whatever d.
     p = torch.sigmoid(2 * unit * dim**0.5 / ENTROPY_TEMPERATURE / 4)
@@ -133,7 +137,7 @@ def bsq_quantize_ref(
     return_losses: bool = False,
 ) -> Quantized:
     """Plain PyTorch twin of `bsq_quantize`."""
-    batch, dim, frames, height, width = x.shape
+    batch, _, frames, height, width = x.shape
     x_MdHW = x.transpose(1, 2).flatten(0, 1).float()
     residual, accumulated = x_MdHW, torch.zeros_like(x_MdHW)
     flips_MNd = None if flips is None else flips.flatten(0, 1)
@@ -143,7 +147,7 @@ def bsq_quantize_ref(
         if return_inputs and k > 0:
             inputs.append(_to_tokens(resample(accumulated, size, "bilinear")))
         y = resample(residual, size, "area")
-        scale_inputs.append(y)
+        scale_inputs.append(_to_tokens(y))
         target = _to_tokens(y.detach() > 0)
         n = target.shape[1]
         seen = target if flips_MNd is None else target ^ flips_MNd[:, offset : offset + n]
@@ -166,8 +170,32 @@ def bsq_quantize_ref(
         bits=frames_of(history),
         reconstruction=reconstruction.unflatten(0, (batch, frames)).transpose(1, 2).to(x.dtype),
         inputs=frames_of(inputs).to(x.dtype) if return_inputs else None,
-        losses=_soft_terms(scale_inputs, dim) if return_losses else None,
+        losses=_soft_terms(torch.cat(scale_inputs, dim=1)) if return_losses else None,
     )
+
+
+def _bsq_quantize_triton(
+    x: Tensor,
+    sizes: Sizes,
+    *,
+    flips: Tensor | None = None,
+    return_inputs: bool = False,
+    return_losses: bool = False,
+) -> Quantized:
+    grids = tuple((int(h), int(w)) for h, w in sizes)
+    reconstruction, targets, bits, inputs, scale_inputs = BsqQuantize.apply(
+        x, flips, grids, return_inputs, return_losses
+    )
+    return Quantized(
+        targets=targets,
+        bits=bits,
+        reconstruction=reconstruction,
+        inputs=inputs,
+        losses=_soft_terms(scale_inputs) if return_losses else None,
+    )
+
+
+_BSQ_QUANTIZE = {"reference": bsq_quantize_ref, "triton": _bsq_quantize_triton}
 
 
 def dequantize(bits: Tensor, sizes: Sizes) -> Tensor:

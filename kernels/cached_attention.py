@@ -13,6 +13,7 @@ width, S segments. Bytes that must move: the used rows of both caches, q and out
 import torch
 from torch import Tensor
 
+from videoar.kernels.cached_attention_triton import cached_attention_triton
 from videoar.kernels.chunk_attention import masked_attention
 from videoar.kernels.dispatch import select
 
@@ -31,7 +32,8 @@ def cached_attention(
     """Attend to the cache rows that `segments` name (arXiv 2601.05966, Eq. 5).
 
     Args:
-        q_BHLD: `[B,H,L,D]`, floating, any strides.
+        q_BHLD: `[B,H,L,D]`, floating, any strides. On a GPU: float32, float16 or bfloat16, D at
+            most 256.
         k_cache: `[B,G,capacity,D]`, of the dtype of q; G divides H. Rows outside of the segments do
             not count, but must be finite.
         v_cache: as `k_cache`.
@@ -52,7 +54,7 @@ def cached_attention(
     _check(q_BHLD, k_cache, v_cache, segments)
     implementation = cached_attention_ref
     if impl is None:
-        implementation = select("cached_attention", q_BHLD, {"reference": cached_attention_ref})
+        implementation = select("cached_attention", q_BHLD, _IMPLEMENTATIONS)
     return implementation(q_BHLD, k_cache, v_cache, segments, scale=scale, impl=impl)
 
 
@@ -77,6 +79,9 @@ def cached_attention_ref(
     q_BGMD = q_BHLD.reshape(q_BHLD.shape[0], k_cache.shape[1], -1, q_BHLD.shape[-1])
     out = masked_attention(q_BGMD, k_cache[:, :, low:high], v_cache[:, :, low:high], mask, scale)
     return out.view(q_BHLD.shape)
+
+
+_IMPLEMENTATIONS = {"reference": cached_attention_ref, "triton": cached_attention_triton}
 
 
 def segment_mask(segments: Tensor, low: int, high: int) -> Tensor:

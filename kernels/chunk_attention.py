@@ -10,25 +10,13 @@ Axes: B rows, H query heads, G key/value heads (head h reads h // (H // G)), L =
 schedule.num_tokens, D head width. Bytes that must move: q, k, v and out once.
 """
 
-from typing import Protocol
-
 import torch
 from torch import Tensor
 from torch.nn.functional import scaled_dot_product_attention
 
+from videoar.kernels.chunk_attention_triton import chunk_attention_triton
+from videoar.kernels.chunk_blocks import Chunks
 from videoar.kernels.dispatch import select
-
-
-class Chunks(Protocol):
-    """What attention reads from a schedule."""
-
-    num_tokens: int
-
-    def chunk_ids(self) -> Tensor:
-        """Chunk of each video token, int64 `[num_tokens]`, not decreasing."""
-
-    def frame_ids(self) -> Tensor:
-        """Frame of each video token, int64 `[num_tokens]`."""
 
 
 def chunk_attention(
@@ -47,7 +35,8 @@ def chunk_attention(
     """Attention under the block-wise causal mask (arXiv 2601.05966, Eq. 5 and 9).
 
     Args:
-        q_BHLD: `[B,H,L,D]`, floating, any strides.
+        q_BHLD: `[B,H,L,D]`, floating, any strides. On a GPU: float32, float16 or bfloat16, D at
+            most 256.
         k_BGLD: `[B,G,L,D]`, of the dtype of q; G divides H.
         v_BGLD: as k.
         schedule: the chunks of the video part.
@@ -72,7 +61,7 @@ def chunk_attention(
     if mask is not None:
         _check_mask(mask, q_BHLD.shape[0], length)
     _check_visibility(schedule, text_len, text_lengths, frame_visible, q_BHLD.shape[0])
-    implementation = select("chunk_attention", q_BHLD, {"reference": chunk_attention_ref})
+    implementation = select("chunk_attention", q_BHLD, _IMPLEMENTATIONS)
     return implementation(
         q_BHLD,
         k_BGLD,
@@ -107,6 +96,9 @@ def chunk_attention_ref(
     if return_lse:
         return _attention_with_lse(q_BHLD, k_BGLD, v_BGLD, mask, scale)
     return masked_attention(q_BHLD, k_BGLD, v_BGLD, mask, scale)
+
+
+_IMPLEMENTATIONS = {"reference": chunk_attention_ref, "triton": chunk_attention_triton}
 
 
 def chunk_mask(

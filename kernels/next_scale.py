@@ -21,6 +21,7 @@ from torch import Tensor
 
 from videoar.kernels.bsq_quantize import bits_to_codes
 from videoar.kernels.dispatch import select
+from videoar.kernels.next_scale_triton import next_scale_triton
 from videoar.kernels.philox import philox_uniform
 from videoar.kernels.resample import resample
 
@@ -75,7 +76,7 @@ def next_scale(
     """
     _check_shapes(logits, accumulator, sizes, scale, logits_uncond)
     _check_sampling(logits, logits_uncond, guidance, temperature, seeds, noise)
-    implementation = select("next_scale", logits, {"reference": next_scale_ref})
+    implementation = select("next_scale", logits, _NEXT_SCALE)
     return implementation(
         logits,
         accumulator,
@@ -117,6 +118,13 @@ def next_scale_ref(
     following = tuple(sizes[(scale + 1) % len(sizes)])
     inputs = resample(accumulator, following, "bilinear").flatten(2).transpose(1, 2)
     return NextScale(bits, accumulator, inputs)
+
+
+def _next_scale_triton(*arguments, **options) -> NextScale:
+    return NextScale(*next_scale_triton(*arguments, **options))
+
+
+_NEXT_SCALE = {"reference": next_scale_ref, "triton": _next_scale_triton}
 
 
 def _bit_delta(logits: Tensor) -> Tensor:

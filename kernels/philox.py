@@ -14,11 +14,127 @@ from torch import Tensor
 
 from videoar import _C
 from videoar.kernels.dispatch import select
+from videoar.kernels.jit import jit, tl, triton
+from videoar.kernels.variant import Variant
 
 _ROUNDS = 10
 _MULTIPLIERS = (0xD2511F53, 0xCD9E8D57)
 _WEYL = (0x9E3779B9, 0xBB67AE85)
 _MASK = 0xFFFFFFFF
+
+
+@jit
+def philox_words(c0, c1, c2, c3, k0, k1):
+    """Philox4x32-10 inside a kernel: four uint32 counter words and two key words, of one shape."""
+    for _ in tl.static_range(10):
+        high0, low0 = tl.umulhi(c0, 0xD2511F53), c0 * 0xD2511F53
+        high1, low1 = tl.umulhi(c2, 0xCD9E8D57), c2 * 0xCD9E8D57
+        c0, c1, c2, c3 = high1 ^ c1 ^ k0, low1, high0 ^ c3 ^ k1, low0
+        k0, k1 = k0 + 0x9E3779B9, k1 + 0xBB67AE85
+    return c0, c1, c2, c3
+
+
+@jit
+def bit_uniform(seed, frame, scale, token, bit):
+    """Uniforms of the bits at (token, bit), which broadcast; seed int64, the others integers."""
+    zero = (token * 0 + bit * 0).to(tl.uint32)
+    key = seed.to(tl.uint64, bitcast=True)
+    word, _, _, _ = philox_words(
+        zero + tl.cast(frame, tl.uint32),
+        zero + tl.cast(scale, tl.uint32),
+        zero + token.to(tl.uint32),
+        zero + bit.to(tl.uint32),
+        zero + key.to(tl.uint32),
+        zero + (key >> 32).to(tl.uint32),
+    )
+    return (word >> 8).to(tl.float32) * (1.0 / 16777216)
+
+
+@jit
+def philox_uniform_kernel(
+    seeds_ptr,
+    frames_ptr,
+    out_ptr,
+    stride_seed,
+    stride_frame,
+    scale,
+    num_tokens,
+    num_bits,
+    token_blocks,
+    bit_blocks,
+    BLOCK_L: tl.constexpr,
+    BLOCK_D: tl.constexpr,
+):
+    """Uniforms of one row's block of tokens and bits; writes 4 bytes each, reads 16 a program."""
+    pid = tl.program_id(0)
+    row = (pid // (token_blocks * bit_blocks)).to(tl.int64)
+    block = pid % (token_blocks * bit_blocks)
+    offs_l = (block // bit_blocks).to(tl.int64) * BLOCK_L + tl.arange(0, BLOCK_L)
+    offs_d = (block % bit_blocks).to(tl.int64) * BLOCK_D + tl.arange(0, BLOCK_D)
+    seed = tl.load(seeds_ptr + row * stride_seed)
+    frame = tl.load(frames_ptr + row * stride_frame)
+    uniform = bit_uniform(seed, frame, scale, offs_l[:, None], offs_d[None, :])
+    offs = (row * num_tokens + offs_l[:, None]) * num_bits + offs_d[None, :]
+    mask = (offs_l[:, None] < num_tokens) & (offs_d[None, :] < num_bits)
+    tl.store(out_ptr + offs, uniform, mask=mask)
+
+
+def uniform_tiles(num_bits: int) -> tuple[int, int]:
+    """BLOCK_L, BLOCK_D of `philox_uniform_kernel`: about 1,024 numbers, 8 a thread."""
+    block_d = min(64, triton.next_power_of_2(max(1, num_bits)))
+    return 1024 // block_d, block_d
+
+
+def _philox_uniform_triton(
+    seeds: Tensor, frames: int | Tensor, scale: int, num_tokens: int, num_bits: int
+) -> Tensor:
+    seeds, frames = _check(seeds, frames, scale, num_tokens, num_bits)
+    rows = seeds.shape[0]
+    uniforms = torch.empty(rows, num_tokens, num_bits, dtype=torch.float32, device=seeds.device)
+    if uniforms.numel() == 0:
+        return uniforms
+    block_l, block_d = uniform_tiles(num_bits)
+    blocks = triton.cdiv(num_tokens, block_l), triton.cdiv(num_bits, block_d)
+    philox_uniform_kernel[(rows * blocks[0] * blocks[1],)](
+        seeds,
+        frames,
+        uniforms,
+        seeds.stride(0),
+        frames.stride(0),
+        scale,
+        num_tokens,
+        num_bits,
+        *blocks,
+        BLOCK_L=block_l,
+        BLOCK_D=block_d,
+        num_warps=4,
+    )
+    return uniforms
+
+
+def aot_variants() -> list[Variant]:
+    """The kernel for the 48 bits a token that all presets have."""
+    block_l, block_d = uniform_tiles(48)
+    integers = ("stride_frame", "scale", "num_tokens", "num_bits", "token_blocks")
+    return [
+        Variant(
+            name="philox_uniform-d48",
+            kernel=philox_uniform_kernel,
+            signature={
+                "seeds_ptr": "*i64",
+                "frames_ptr": "*i64",
+                "out_ptr": "*fp32",
+                **dict.fromkeys(integers, "i32"),
+            },
+            constexprs={
+                "stride_seed": 1,
+                "bit_blocks": 1,
+                "BLOCK_L": block_l,
+                "BLOCK_D": block_d,
+            },
+            num_warps=4,
+        )
+    ]
 
 
 def philox4x32(counter: Tensor, key: Tensor) -> Tensor:
@@ -112,7 +228,11 @@ def philox_uniform(
     return kernel(seeds, frames, scale, num_tokens, num_bits)
 
 
-_PHILOX_UNIFORM = {"reference": philox_uniform_ref, "cpp": _philox_uniform_cpp}
+_PHILOX_UNIFORM = {
+    "reference": philox_uniform_ref,
+    "cpp": _philox_uniform_cpp,
+    "triton": _philox_uniform_triton,
+}
 
 
 def _check(
@@ -126,14 +246,16 @@ def _check(
             raise ValueError(f"{name}: expected 0 .. 2**32, got {value}")
     if not 0 <= scale <= _MASK:
         raise ValueError(f"scale: expected 0 .. 2**32 - 1, got {scale}")
-    return seeds, _frames_of_rows(frames, seeds)
+    frames = check_frames(frames, seeds)
+    return seeds, torch.full_like(seeds, frames) if isinstance(frames, int) else frames
 
 
-def _frames_of_rows(frames: int | Tensor, seeds: Tensor) -> Tensor:
+def check_frames(frames: int | Tensor, seeds: Tensor) -> int | Tensor:
+    """`frames` as it came, a tensor as int64 beside `seeds`; ValueError if it is wrong."""
     if isinstance(frames, int):
         if not 0 <= frames <= _MASK:
             raise ValueError(f"frames: expected 0 .. 2**32 - 1, got {frames}")
-        return torch.full_like(seeds, frames)
+        return frames
     if frames.shape != seeds.shape or frames.dtype not in (torch.int32, torch.int64):
         raise ValueError(
             f"frames: expected int32 or int64 {list(seeds.shape)}, "

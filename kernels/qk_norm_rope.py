@@ -19,6 +19,7 @@ import torch
 from torch import Tensor
 
 from videoar.kernels.dispatch import select
+from videoar.kernels.qk_norm_rope_triton import qk_norm_rope_triton
 
 Sections = tuple[int, int, int]
 
@@ -69,7 +70,7 @@ def qk_norm_rope(
     """Normalise and rotate queries and keys (arXiv 2601.05966, Eq. 7).
 
     Args:
-        q_BHLD: `[B,H,L,D]`, floating, any strides.
+        q_BHLD: `[B,H,L,D]`, floating, any strides. On a GPU: float32, float16 or bfloat16.
         k_BGLD: `[B,G,L,D]`, of the dtype of q.
         positions: (time, height, width) of every token, integer `[L,3]` or `[B,L,3]`.
         sections: rotary pairs of each axis, sum D/2; see `rope_sections`.
@@ -89,7 +90,7 @@ def qk_norm_rope(
     _check_weights(q_BHLD.shape[-1], q_weight, k_weight)
     if cache is not None:
         _check_cache(k_BGLD, cache)
-    implementation = select("qk_norm_rope", q_BHLD, {"reference": qk_norm_rope_ref})
+    implementation = select("qk_norm_rope", q_BHLD, _IMPLEMENTATIONS)
     return implementation(
         q_BHLD,
         k_BGLD,
@@ -127,6 +128,9 @@ def qk_norm_rope_ref(
         _write(cache.k_cache, k_out, cache.start)
         _write(cache.v_cache, cache.v_BGLD, cache.start)
     return q_out, k_out
+
+
+_IMPLEMENTATIONS = {"reference": qk_norm_rope_ref, "triton": qk_norm_rope_triton}
 
 
 def rope_angles(

@@ -3,17 +3,24 @@
     y[..., i, j] = sum_{p, q} A_h[i, p] x[..., p, q] A_w[j, q]
 
 A_h and A_w are small matrices that depend on the two lengths only, so one rule serves every
-grid. `area` averages the source interval a target cell covers when shrinking (exact fractions),
+grid. Their rows are bands: output i reads T_h neighbouring rows from the first that counts, and the
+same holds for their transposes, so one kernel with two small tables is forward and adjoint of all
+modes. `area` averages the source interval a target cell covers when shrinking (exact fractions),
 `bilinear` is the align_corners=False form, both as in arXiv 2412.04431. Bytes that must move:
 the input once, the output once.
+
+Axes: M maps (all axes in front), H x W their grid, h x w the result's.
 """
 
 from functools import lru_cache
 
 import torch
 from torch import Tensor
+from torch.autograd.function import once_differentiable
 
 from videoar.kernels.dispatch import select
+from videoar.kernels.jit import jit, tl, triton
+from videoar.kernels.variant import Variant
 
 MODES = ("area", "bilinear", "nearest")
 
@@ -46,6 +53,187 @@ def _nearest(length_in: int, length_out: int) -> Tensor:
     matrix = torch.zeros(length_out, length_in, dtype=torch.float64)
     matrix[rows, (rows * length_in) // length_out] = 1
     return matrix
+
+
+@jit
+def banded_kernel(
+    x_ptr,
+    out_ptr,
+    starts_h_ptr,
+    weights_h_ptr,
+    starts_w_ptr,
+    weights_w_ptr,
+    num_maps,
+    height,
+    width,
+    num_cells,
+    width_out,
+    cell_blocks,
+    stride_xm,
+    stride_xh,
+    stride_xw,
+    TAPS_H: tl.constexpr,
+    TAPS_W: tl.constexpr,
+    ACCUMULATE: tl.constexpr,
+    BLOCK_M: tl.constexpr,
+    BLOCK_N: tl.constexpr,
+):
+    """out[m, i, j] = sum_ab wh[i, a] ww[j, b] x[m, sh[i] + a, sw[j] + b].
+
+    A program has a block of maps and one of cells. It reads T_h T_w values a cell, neighbours
+    from cache; from memory x and out move once.
+    """
+    pid = tl.program_id(0)
+    offs_m = (pid // cell_blocks).to(tl.int64) * BLOCK_M + tl.arange(0, BLOCK_M)
+    offs_n = (pid % cell_blocks) * BLOCK_N + tl.arange(0, BLOCK_N)
+    mask_m = offs_m < num_maps
+    mask_n = offs_n < num_cells
+    i = offs_n // width_out
+    j = offs_n % width_out
+    start_h = tl.load(starts_h_ptr + i, mask=mask_n, other=0)
+    start_w = tl.load(starts_w_ptr + j, mask=mask_n, other=0)
+    total = tl.zeros((BLOCK_M, BLOCK_N), dtype=ACCUMULATE)
+    for a in range(TAPS_H):
+        weight_h = tl.load(weights_h_ptr + i * TAPS_H + a, mask=mask_n, other=0.0)
+        part = tl.zeros((BLOCK_M, BLOCK_N), dtype=ACCUMULATE)
+        for b in range(TAPS_W):
+            weight_w = tl.load(weights_w_ptr + j * TAPS_W + b, mask=mask_n, other=0.0)
+            # A band shorter than the table's width may end outside of the map.
+            inside = mask_n & (start_h + a < height) & (start_w + b < width)
+            offs = (start_h + a) * stride_xh + (start_w + b) * stride_xw
+            x = tl.load(
+                x_ptr + offs_m[:, None] * stride_xm + offs[None, :],
+                mask=mask_m[:, None] & inside[None, :],
+                other=0.0,
+            )
+            part += weight_w[None, :].to(ACCUMULATE) * x.to(ACCUMULATE)
+        total += weight_h[None, :].to(ACCUMULATE) * part
+    tl.store(
+        out_ptr + offs_m[:, None] * num_cells + offs_n[None, :],
+        total.to(out_ptr.dtype.element_ty),
+        mask=mask_m[:, None] & mask_n[None, :],
+    )
+
+
+def resample_tiles(num_cells: int) -> tuple[int, int]:
+    """BLOCK_M, BLOCK_N of `banded_kernel`: 1,024 outputs, 8 a thread, cells first."""
+    block_n = min(256, triton.next_power_of_2(num_cells))
+    return 1024 // block_n, block_n
+
+
+@lru_cache(maxsize=512)
+def _band(
+    length_in: int, length_out: int, mode: str, adjoint: bool, device: torch.device
+) -> tuple[Tensor, Tensor]:
+    """First column and weights `[rows, T]` of every row's band of A, or of A transposed."""
+    with torch.inference_mode(False):
+        matrix = resample_matrix(length_in, length_out, mode)
+        matrix = matrix.T if adjoint else matrix
+        columns = torch.arange(matrix.shape[1])
+        used = matrix != 0
+        # An input that no output reads (nearest) leaves an empty row of A transposed.
+        start = torch.where(used, columns, matrix.shape[1]).amin(1).clamp(max=matrix.shape[1] - 1)
+        taps = int((torch.where(used, columns, -1).amax(1) - start + 1).clamp(min=1).max())
+        reach = start[:, None] + torch.arange(taps)
+        weights = torch.nn.functional.pad(matrix, (0, taps)).gather(1, reach)
+        return start.int().to(device), weights.contiguous().to(device)
+
+
+def _launch_banded(x: Tensor, size: tuple[int, int], mode: str, adjoint: bool) -> Tensor:
+    """A_h x A_w^T, or with `adjoint` A_h^T x A_w, of the resampling between the two grids."""
+    height, width = x.shape[-2:]
+    out = torch.empty(*x.shape[:-2], *size, dtype=x.dtype, device=x.device)
+    if out.numel() == 0:
+        return out
+    maps = x.reshape(-1, height, width)
+    bands = []
+    for length, length_out in ((height, size[0]), (width, size[1])):
+        lengths = (length_out, length) if adjoint else (length, length_out)
+        bands.append(_band(*lengths, mode, adjoint, x.device))
+    (starts_h, weights_h), (starts_w, weights_w) = bands
+    num_cells = size[0] * size[1]
+    block_m, block_n = resample_tiles(num_cells)
+    cell_blocks = triton.cdiv(num_cells, block_n)
+    banded_kernel[(cell_blocks * triton.cdiv(maps.shape[0], block_m),)](
+        maps,
+        out,
+        starts_h,
+        weights_h,
+        starts_w,
+        weights_w,
+        maps.shape[0],
+        height,
+        width,
+        num_cells,
+        size[1],
+        cell_blocks,
+        *maps.stride(),
+        TAPS_H=weights_h.shape[1],
+        TAPS_W=weights_w.shape[1],
+        ACCUMULATE=tl.float64 if x.dtype == torch.float64 else tl.float32,
+        BLOCK_M=block_m,
+        BLOCK_N=block_n,
+        num_warps=4,
+        num_stages=1,
+    )
+    return out
+
+
+class _Resample(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, x, size, mode):
+        ctx.source, ctx.mode = tuple(x.shape[-2:]), mode
+        return _launch_banded(x, size, mode, adjoint=False)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx, grad_y):
+        return _launch_banded(grad_y, ctx.source, ctx.mode, adjoint=True), None, None
+
+
+def _resample_triton(x: Tensor, size: tuple[int, int], mode: str = "bilinear") -> Tensor:
+    size = (int(size[0]), int(size[1]))
+    return x if tuple(x.shape[-2:]) == size else _Resample.apply(x, size, mode)
+
+
+def resample_adjoint(g: Tensor, size: tuple[int, int], mode: str) -> Tensor:
+    """The gradient that `g` `[..., h, w]` brings to a map of `size` (H, W), by the kernel."""
+    return g if tuple(g.shape[-2:]) == tuple(size) else _launch_banded(g, size, mode, adjoint=True)
+
+
+def aot_variants() -> list[Variant]:
+    """8 x 8 to 4 x 4 by area, back by bilinear, and its adjoint."""
+    integers = ("num_maps", "height", "width", "num_cells", "width_out", "stride_xm", "stride_xh")
+    variants = []
+    for name, cells, taps in (("area", 16, 2), ("bilinear", 64, 2), ("bilinear_adjoint", 16, 4)):
+        block_m, block_n = resample_tiles(cells)
+        variants.append(
+            Variant(
+                name=f"resample-{name}",
+                kernel=banded_kernel,
+                signature={
+                    "x_ptr": "*bf16",
+                    "out_ptr": "*bf16",
+                    "starts_h_ptr": "*i32",
+                    "weights_h_ptr": "*fp32",
+                    "starts_w_ptr": "*i32",
+                    "weights_w_ptr": "*fp32",
+                    **dict.fromkeys(integers, "i32"),
+                },
+                constexprs={
+                    "cell_blocks": 1,
+                    "stride_xw": 1,
+                    "TAPS_H": taps,
+                    "TAPS_W": taps,
+                    "ACCUMULATE": tl.float32,
+                    "BLOCK_M": block_m,
+                    "BLOCK_N": block_n,
+                },
+                num_warps=4,
+                num_stages=1,
+            )
+        )
+    return variants
 
 
 @lru_cache(maxsize=512)
@@ -87,7 +275,7 @@ def resample(x: Tensor, size: tuple[int, int], mode: str = "bilinear") -> Tensor
         raise ValueError(f"x: expected floating [..., H, W], got {x.dtype} {tuple(x.shape)}")
     if len(size) != 2 or min(size) < 1:
         raise ValueError(f"size: expected (h, w) of at least 1, got {size}")
-    return select("resample", x, {"reference": resample_ref})(x, size, mode)
+    return select("resample", x, _RESAMPLE)(x, size, mode)
 
 
 def resample_ref(x: Tensor, size: tuple[int, int], mode: str = "bilinear") -> Tensor:
@@ -99,3 +287,6 @@ def resample_ref(x: Tensor, size: tuple[int, int], mode: str = "bilinear") -> Te
     columns = resample_matrix(width, size[1], mode, x.device)
     dtype = torch.promote_types(x.dtype, torch.float32)
     return (rows.to(dtype) @ x.to(dtype) @ columns.to(dtype).T).to(x.dtype)
+
+
+_RESAMPLE = {"reference": resample_ref, "triton": _resample_triton}

@@ -6,9 +6,13 @@ import pytest
 import torch
 
 from videoar.kernels.bitwise_cross_entropy import (
+    _tiles,
     bitwise_cross_entropy,
     bitwise_cross_entropy_ref,
 )
+
+TRITON = True
+pytestmark = pytest.mark.usefixtures("poisoned")
 
 
 def brute(logits, bits):
@@ -41,6 +45,8 @@ def test_is_the_two_class_cross_entropy(shape, num_bits, dtype, device):
     torch.testing.assert_close(mean, expected.mean(), rtol=1e-5, atol=1e-6)
 
 
+# e^20000 overflows to infinity, whose reciprocal is the 0 that belongs there.
+@pytest.mark.filterwarnings("ignore:overflow encountered in exp")
 def test_extreme_logits_stay_finite(device):
     x = torch.tensor([[-1e4, 1e4], [1e4, -1e4]], device=device).requires_grad_()
     bits = torch.tensor([[True], [True]], device=device)
@@ -81,9 +87,9 @@ def test_no_token_counts(device):
     assert (logits.grad == 0).all()
 
 
-def test_bfloat16_hidden_gives_a_float32_loss(device):
-    hidden = torch.randn(6, 63, device=device).bfloat16()
-    weight = (torch.randn(34, 63, device=device) / 8).bfloat16()
+def test_half_hidden_gives_a_float32_loss(device, half):
+    hidden = torch.randn(6, 63, device=device).to(half)
+    weight = (torch.randn(34, 63, device=device) / 8).to(half)
     _, bits = random_case((6,))
     loss = bitwise_cross_entropy(hidden, bits.to(device), weight)
     expected = brute((hidden.double() @ weight.double().T).cpu(), bits).mean()
@@ -113,6 +119,89 @@ def test_gradient_is_probability_minus_bit(device):
     got = x.grad.cpu().double().unflatten(-1, (-1, 2))
     torch.testing.assert_close(got[..., 1], expected, rtol=1e-5, atol=1e-9)
     torch.testing.assert_close(got[..., 0], -expected, rtol=1e-5, atol=1e-9)
+
+
+@pytest.mark.parametrize("reduction", ["mean", "none"])
+@pytest.mark.parametrize("masked", [False, True])
+@pytest.mark.parametrize(("shape", "num_bits"), [((17,), 63), ((2, 65), 48), ((3,), 1100)])
+def test_loss_and_gradient_match_float64(shape, num_bits, masked, reduction, device, assert_near):
+    logits, bits = (t.to(device) for t in random_case(shape, num_bits))
+    mask = (torch.rand(shape) < 0.6).to(device) if masked else None
+    results = []
+    for x, operation in (
+        (logits, bitwise_cross_entropy),
+        (logits.double(), bitwise_cross_entropy_ref),
+    ):
+        loss = operation(x.requires_grad_(), bits, mask=mask, reduction=reduction)
+        weights = torch.linspace(1, 2, loss.numel(), dtype=loss.dtype, device=device)
+        (grad,) = torch.autograd.grad(loss, x, weights.view(loss.shape))
+        results.append((loss, grad))
+    for got, expected in zip(*results, strict=True):
+        assert_near(got, expected)
+
+
+def test_small_losses_keep_their_digits(device):
+    x = torch.tensor([[0.0, z] for z in (2, 8, 16, 30, 80)], device=device)
+    loss = bitwise_cross_entropy(x, torch.ones(5, 1).bool().to(device), reduction="none")
+    expected = torch.log1p(torch.exp(-x.double()[:, 1:])).cpu()
+    torch.testing.assert_close(loss.cpu().double(), expected, rtol=2e-6, atol=0)
+
+
+def test_strided_logits_and_bits(device, assert_near):
+    logits, bits = (t.to(device) for t in random_case((17, 2), 63))
+    views = [
+        (logits[:, 0], bits[:, 1]),
+        (logits[..., 1:125], bits[..., 1:]),
+        (logits[..., ::2][..., :62], bits[..., ::2][..., :31]),
+    ]
+    for x, targets in views:
+        targets = targets[..., : x.shape[-1] // 2]
+        leaf = x.detach().requires_grad_()
+        loss = bitwise_cross_entropy(leaf, targets)
+        wide = x.detach().double().requires_grad_()
+        expected = bitwise_cross_entropy_ref(wide, targets)
+        assert_near(loss, expected)
+        expected.backward()
+        assert_near(torch.autograd.grad(loss, leaf)[0], wide.grad)
+
+
+def test_gradient_has_the_dtype_of_the_logits(device, half):
+    logits, bits = (t.to(device) for t in random_case())
+    x = logits.to(half).requires_grad_()
+    bitwise_cross_entropy(x, bits).backward()
+    wide = x.detach().double().requires_grad_()
+    bitwise_cross_entropy_ref(wide, bits).backward()
+    assert x.grad.dtype == half
+    torch.testing.assert_close(x.grad.double(), wide.grad, rtol=2**-7, atol=1e-6)
+
+
+@pytest.mark.parametrize("reduction", ["mean", "none"])
+@pytest.mark.parametrize("masked", [False, True])
+def test_no_tokens(reduction, masked, device):
+    x = torch.zeros(0, 8, device=device).requires_grad_()
+    bits = torch.zeros(0, 4, device=device).bool()
+    mask = torch.zeros(0, device=device).bool() if masked else None
+    loss = bitwise_cross_entropy(x, bits, mask=mask, reduction=reduction)
+    expected = bitwise_cross_entropy_ref(x, bits, mask=mask, reduction=reduction)
+    torch.testing.assert_close(loss, expected, equal_nan=True)
+    loss.sum().backward()
+    assert x.grad.shape == (0, 8)
+
+
+@pytest.mark.parametrize("d", [1, 17, 48, 64, 1024, 1025])
+@pytest.mark.parametrize("rows", [1, 17, 4096])
+def test_tiles_cover_the_bits(rows, d):
+    BLOCK_M, BLOCK_D, programs = _tiles(rows, d)
+    assert BLOCK_M * BLOCK_D == 1024
+    assert programs == -(-rows // BLOCK_M) * -(-d // BLOCK_D)
+
+
+def test_kernel_refuses_what_it_cannot_serve(triton_device):
+    x = torch.zeros(2, 8, dtype=torch.float64, device=triton_device)
+    with pytest.raises(ValueError, match=r"^bits: expected on .* as x, got on meta"):
+        bitwise_cross_entropy(x, torch.zeros(2, 4, device="meta").bool())
+    with pytest.raises(ValueError, match=r"^x: .*float64"):
+        bitwise_cross_entropy(x, torch.zeros(2, 4, device=triton_device).bool())
 
 
 @pytest.mark.parametrize(

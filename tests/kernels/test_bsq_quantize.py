@@ -6,8 +6,17 @@ import torch
 import torch.nn.functional as F
 from hypothesis import given
 
-from videoar.kernels.bsq_quantize import bits_to_codes, bsq_quantize, dequantize
+from videoar.kernels.bsq_quantize import (
+    bits_to_codes,
+    bsq_quantize,
+    bsq_quantize_ref,
+    dequantize,
+)
+from videoar.kernels.bsq_quantize_triton import bsq_quantize_tiles
+from videoar.kernels.resample import resample_ref
 
+TRITON = True
+pytestmark = pytest.mark.usefixtures("poisoned")
 SIZES = ((1, 1), (2, 2), (3, 3), (4, 4))
 WIDE = ((1, 2), (2, 3), (3, 5))
 
@@ -120,9 +129,8 @@ def test_losses_on_known_numbers(device: str) -> None:
     assert losses["commitment"].item() == pytest.approx(0, abs=1e-6)
     assert losses["batch_entropy"].item() == pytest.approx(0.6931, abs=1e-3)
     assert losses["sample_entropy"].item() < 0.45
-    off = bsq_quantize(
-        torch.tensor([1.0, 0, 0, 0]).reshape(1, d, 1, 1, 1), ((1, 1),), return_losses=True
-    ).losses
+    x = torch.tensor([1.0, 0, 0, 0], device=device).reshape(1, d, 1, 1, 1)
+    off = bsq_quantize(x, ((1, 1),), return_losses=True).losses
     assert off["commitment"].item() == pytest.approx(2 - 2 * 0.5, abs=1e-5)
 
 
@@ -141,3 +149,76 @@ def test_bad_arguments() -> None:
         bsq_quantize(x, SIZES, flips=torch.zeros(1, 1, 29, 3, dtype=torch.bool))
     with pytest.raises(ValueError, match=r"bits: expected \[B,t,30,d\]"):
         dequantize(torch.zeros(1, 1, 29, 3, dtype=torch.bool), SIZES)
+
+
+LARGE = ((1, 1), (3, 5), (17, 9), (64, 33))
+
+
+@pytest.mark.parametrize("sizes", [((1, 3), (4, 3), (5, 7)), LARGE])
+@pytest.mark.parametrize("flipped", [False, True])
+def test_bits_are_the_signs_of_the_exact_residual(
+    sizes: tuple, flipped: bool, device: torch.device, assert_near
+) -> None:
+    """Against float64, scale by scale, given the bits of the coarser scales.
+
+    A bit is compared where |y| is over 1e-6 of the scale's RMS: below, rounding decides it.
+    """
+    torch.manual_seed(2)
+    (height, width), frames, d = sizes[-1], 2, 3 if sizes is LARGE else 17
+    x = torch.randn(1, height, frames, width, d).permute(0, 4, 2, 1, 3)
+    counts = [h * w for h, w in sizes]
+    flips = torch.rand(1, frames, sum(counts), d) < 0.2 if flipped else None
+    placed = None if flips is None else flips.to(device)
+    got = bsq_quantize(x.to(device), sizes, flips=placed, return_inputs=True)
+    seen = got.bits.cpu() if flips is None else got.bits.cpu() ^ flips
+    assert torch.equal(seen, got.targets.cpu())
+    total, compared, inputs = torch.zeros(frames, d, height, width).double(), 0, []
+    targets = got.targets.cpu()[0].split(counts, dim=1)
+    for k, bits in enumerate(got.bits.cpu()[0].split(counts, dim=1)):
+        inputs.append(resample_ref(total, sizes[k], "bilinear").flatten(2).transpose(1, 2))
+        y = resample_ref(x[0].transpose(0, 1).double() - total, sizes[k], "area")
+        y = y.flatten(2).transpose(1, 2)
+        decided = y.abs() > 1e-6 * y.square().mean().sqrt()
+        compared += decided.sum().item()
+        wrong = (decided & (targets[k] != (y > 0))).nonzero().tolist()
+        assert not wrong, f"scale {k}: first difference at [frame, token, bit] {wrong[0]}"
+        codes = bits_to_codes(bits).double().transpose(1, 2).unflatten(2, sizes[k])
+        total = total + resample_ref(codes, sizes[-1], "bilinear")
+    assert compared > 0.999 * frames * sum(counts) * d
+    first = resample_ref(total, sizes[0], "bilinear").flatten(2).transpose(1, 2)
+    inputs[0] = torch.cat([torch.zeros_like(first[:1]), first[:-1]])
+    assert_near(got.reconstruction[0].transpose(0, 1), total)
+    assert_near(got.inputs[0], torch.cat(inputs, dim=1))
+
+
+def test_gradients_of_losses_and_reconstruction(device: torch.device) -> None:
+    torch.manual_seed(3)
+    x, g = torch.randn(2, 2, 5, 3, 3, 5).transpose(2, 3)
+    grads = []
+    for function, place in ((bsq_quantize_ref, torch.device("cpu")), (bsq_quantize, device)):
+        leaf = x.to(place).requires_grad_()
+        out = function(leaf, WIDE, return_losses=True)
+        losses = out.losses["commitment"] + out.losses["sample_entropy"]
+        total = losses - out.losses["batch_entropy"] + (out.reconstruction * g.to(place)).sum()
+        grads.append(torch.autograd.grad(total, leaf)[0].cpu() - g)
+    scale = grads[0].square().mean().sqrt()
+    assert scale > 0
+    # What is left of the larger reconstruction gradient is known to its rounding only.
+    torch.testing.assert_close(grads[1], grads[0], rtol=0, atol=2e-5 * max(1.0, float(scale)))
+
+
+def test_narrow_latents(device: torch.device, half: torch.dtype) -> None:
+    """16-bit latents quantise as their float32 values; what is returned is rounded once."""
+    x = torch.randn(1, 6, 2, 3, 5, device=device).to(half)
+    narrow = bsq_quantize(x, WIDE, return_inputs=True)
+    wide = bsq_quantize(x.float(), WIDE, return_inputs=True)
+    assert torch.equal(narrow.bits, wide.bits)
+    assert torch.equal(narrow.reconstruction, wide.reconstruction.to(half))
+    assert torch.equal(narrow.inputs, wide.inputs.to(half))
+
+
+@pytest.mark.parametrize("num_cells", [1, 20, 64, 1008, 4096])
+def test_tiles(num_cells: int) -> None:
+    block_n, block_d, num_warps = bsq_quantize_tiles(num_cells)
+    assert block_n & (block_n - 1) == block_d & (block_d - 1) == num_warps & (num_warps - 1) == 0
+    assert block_n * block_d // (32 * num_warps) <= 2

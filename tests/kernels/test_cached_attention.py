@@ -6,9 +6,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from videoar.kernels.cached_attention import cached_attention, cached_attention_ref
+from videoar.kernels.cached_attention_triton import cached_attention_tiles
 from videoar.kernels.chunk_attention import chunk_attention
 from videoar.runtime.schedule import ChunkSchedule
 
+TRITON = True
+pytestmark = pytest.mark.usefixtures("poisoned")
 CAPACITY = 23
 
 
@@ -69,12 +72,36 @@ def test_matches_query_loop(rows, heads, groups, length, width, impl, device):
     torch.testing.assert_close(out.cpu().double(), expected, rtol=1e-5, atol=1e-5)
 
 
-def test_bfloat16(device):
+@pytest.mark.parametrize(("length", "width"), [(1, 64), (17, 130), (63, 80), (130, 128)])
+def test_many_keys_in_three_segments(length, width, assert_near, device):
+    """Splits that hold parts of two segments, one segment, or nothing."""
+    segments = torch.tensor(
+        [[[0, 7], [100, 200], [20, 33]], [[0, 12], [30, 1], [40, 0]], [[5, 0], [0, 0], [9, 0]]],
+        dtype=torch.int32,
+    )
+    case = random_case(3, 2, 1, length, width, capacity=300)
+    expected = cached_attention_ref(*(x.double() for x in case), segments)
+    out = cached_attention(*(x.to(device) for x in case), segments.to(device))
+    assert_near(out, expected)
+    assert (out[2] == 0).all()
+
+
+@pytest.mark.parametrize("rows", [1, 17, 63, 130, 1000])
+@pytest.mark.parametrize("capacity", [1, 150, 13000])
+@pytest.mark.parametrize("groups", [1, 12, 500])
+def test_tiles(rows, capacity, groups):
+    block_m, block_n, splits, _, _ = cached_attention_tiles(2, groups, rows, capacity, 128, 2)
+    assert 16 <= block_m <= 128
+    programs = 2 * groups * -(-rows // block_m)
+    assert splits == 1 or (splits * programs <= 132 and splits * 2 * block_n <= capacity)
+
+
+def test_half(half, device):
     segments = torch.tensor([[[0, 4], [10, 3]], [[0, 0], [5, 0]], [[7, 16], [1, 1]]]).int()
-    case = [x.bfloat16() for x in random_case(width=64)]
+    case = [x.to(half) for x in random_case(width=64)]
     expected = brute(*case, segments, 64**-0.5)
     out = cached_attention(*(x.to(device) for x in case), segments.to(device))
-    assert out.dtype == torch.bfloat16
+    assert out.dtype == half
     error = out.cpu().double() - expected
     assert error.square().mean().sqrt() < 8e-3 * expected.square().mean().sqrt()
     assert (out[1] == 0).all()

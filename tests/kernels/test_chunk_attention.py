@@ -1,5 +1,6 @@
 """Chunk attention and its mask against loops over single tokens."""
 
+import itertools
 import math
 
 import pytest
@@ -13,8 +14,13 @@ from videoar.kernels.chunk_attention import (
     chunk_mask,
     masked_attention,
 )
+from videoar.kernels.chunk_attention_backward import backward_tiles
+from videoar.kernels.chunk_attention_triton import chunk_attention_tiles
+from videoar.kernels.chunk_blocks import block_lists, token_table, visibility
 from videoar.runtime.schedule import ChunkSchedule
 
+TRITON = True
+pytestmark = pytest.mark.usefixtures("poisoned")
 GRIDS = st.lists(st.tuples(st.integers(1, 2), st.integers(1, 3)), min_size=1, max_size=3)
 VIDEOS = st.builds(ChunkSchedule.video, st.integers(1, 4), GRIDS.map(tuple))
 GROUPS = st.builds(
@@ -158,9 +164,10 @@ def test_hidden_keys_change_nothing(device):
     assert not torch.equal(after[:, :, 9:14], before[:, :, 9:14])
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("full", [True, False])
 @pytest.mark.parametrize("return_lse", [False, True])
-def test_padding_in_front_of_no_text(dtype, return_lse, device):
+def test_padding_in_front_of_no_text(full, return_lse, half, device):
+    dtype = torch.float32 if full else half
     leaves = [
         x.requires_grad_() for x in random_qkv(2, 3 + SMALL.num_tokens, device=device, dtype=dtype)
     ]
@@ -183,9 +190,9 @@ def test_padding_in_front_of_no_text(dtype, return_lse, device):
 
 
 @pytest.mark.parametrize(("heads", "groups"), [(4, 4), (4, 2)])
-def test_bfloat16(heads, groups, device):
+def test_half(heads, groups, half, device):
     text_lengths, visible = random_visibility(2, 3, 4)
-    qkv = random_qkv(2, 4 + SMALL.num_tokens, heads, groups, 64, dtype=torch.bfloat16)
+    qkv = random_qkv(2, 4 + SMALL.num_tokens, heads, groups, 64, dtype=half)
     mask = brute_mask(SMALL, 4, text_lengths, visible)
     expected, _ = brute_attention(*qkv, mask, 64**-0.5)
     out = chunk_attention(
@@ -195,7 +202,7 @@ def test_bfloat16(heads, groups, device):
         text_lengths=text_lengths.to(device),
         frame_visible=visible.to(device),
     )
-    assert out.dtype == torch.bfloat16
+    assert out.dtype == half
     error = out.cpu().double() - expected
     assert error.abs().max() < 3e-2
     assert error.square().mean().sqrt() < 8e-3 * expected.square().mean().sqrt()
@@ -221,8 +228,9 @@ def test_gradcheck(return_lse):
     assert torch.autograd.gradcheck(run, leaves)
 
 
-@pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float32, 1e-5), (torch.bfloat16, 2e-2)])
-def test_gradients_match_float64(dtype, tolerance, device):
+@pytest.mark.parametrize(("full", "tolerance"), [(True, 1e-5), (False, 2e-2)])
+def test_gradients_match_float64(full, tolerance, half, device):
+    dtype = torch.float32 if full else half
     text_lengths, visible = (x.to(device) for x in random_visibility(2, 3, 4))
     options = {"text_len": 4, "text_lengths": text_lengths, "frame_visible": visible}
     leaves = random_qkv(2, 4 + SMALL.num_tokens, width=64, device=device, dtype=dtype)
@@ -236,6 +244,91 @@ def test_gradients_match_float64(dtype, tolerance, device):
     expected = gradients(chunk_attention_ref, torch.float64)
     for a, b in zip(gradients(chunk_attention, dtype), expected, strict=True):
         assert (a - b).square().mean().sqrt() < tolerance * b.square().mean().sqrt()
+
+
+@pytest.mark.parametrize(("text_len", "width"), [(0, 64), (17, 80), (80, 128)])
+def test_many_blocks_and_all_gradients(text_len, width, assert_near, device):
+    """Text and frames that end inside blocks; the log-sum-exp takes part in the loss."""
+    schedule = ChunkSchedule.video(3, ((1, 1), (3, 3), (5, 6)))
+    text_lengths, visible = random_visibility(2, 3, text_len)
+    text_lengths[0] = 0
+    leaves = random_qkv(2, text_len + schedule.num_tokens, 2, 1, width, device)
+    weights = torch.randn_like(leaves[0])
+    options = {
+        "text_len": text_len,
+        "text_lengths": text_lengths.to(device),
+        "frame_visible": visible.to(device),
+        "return_lse": True,
+    }
+
+    def run(function, dtype):
+        inputs = [leaf.to(dtype).requires_grad_() for leaf in leaves]
+        out, lse = function(*inputs, schedule, **options)
+        seen = lse.isfinite()
+        loss = (out * weights).sum() + (lse[seen] * weights[..., 0][seen]).sum()
+        return out, lse[seen], *torch.autograd.grad(loss, inputs)
+
+    expected = run(chunk_attention_ref, torch.float64)
+    for a, b in zip(run(chunk_attention, torch.float32), expected, strict=True):
+        assert_near(a, b)
+
+
+def test_repeated_gradients_are_equal(device):
+    text_lengths, visible = (x.to(device) for x in random_visibility(2, 3, 4))
+    leaves = [x.requires_grad_() for x in random_qkv(2, 4 + SMALL.num_tokens, device=device)]
+
+    def gradients():
+        options = {"text_lengths": text_lengths, "frame_visible": visible}
+        out = chunk_attention(*leaves, SMALL, text_len=4, **options)
+        return torch.autograd.grad(out.square().sum(), leaves)
+
+    for a, b in zip(gradients(), gradients(), strict=True):
+        assert torch.equal(a, b)
+
+
+@pytest.mark.parametrize("text_len", [0, 21])
+@pytest.mark.parametrize("transposed", [False, True])
+def test_block_lists(text_len, transposed, triton_device):
+    """Exactly the tiles without a hidden pair are full, and no tile with a visible one is left out.
+
+    Blocks that hold text and video are judged by their extremes, so a hidden tile may be listed.
+    """
+    block_m, block_n = 16, 8
+    schedule = ChunkSchedule.video(4, ((1, 1), (3, 4)))
+    text_lengths, visible = random_visibility(3, 4, text_len)
+    length = text_len + schedule.num_tokens
+    table = token_table(schedule, text_len, block_m, block_n, triton_device)
+    seen = visibility(table, text_lengths.to(triton_device), visible.to(triton_device))
+    lists, counts = (x.cpu() for x in block_lists(seen, 3, text_len, block_n, transposed))
+    mask = chunk_mask(schedule, text_len, text_lengths, visible)[:, 0]
+    for b, m, n in itertools.product(
+        range(3), range(0, length, block_m), range(0, length, block_n)
+    ):
+        tile = mask[b, m : m + block_m, n : n + block_n]
+        own, other = (n // block_n, m // block_m) if transposed else (m // block_m, n // block_n)
+        full, mixed = (
+            other in lists[b, own, kind, : counts[b, own, kind]].tolist() for kind in (0, 1)
+        )
+        whole = bool(tile.all()) and tile.shape[1] == block_n
+        assert full == whole, (b, m, n)
+        if text_len == 0:
+            assert mixed == (bool(tile.any()) and not whole), (b, m, n)
+        else:
+            assert mixed or full or not tile.any(), (b, m, n)
+        assert not (mixed and full), (b, m, n)
+
+
+@pytest.mark.parametrize("width", [16, 64, 80, 128, 256])
+@pytest.mark.parametrize("itemsize", [2, 4])
+@pytest.mark.parametrize("limit", [0, 65536, 99 * 1024, 227 * 1024])
+def test_tiles(width, itemsize, limit):
+    width_padded = 1 << (width - 1).bit_length()
+    block_m, block_n, _, stages = chunk_attention_tiles(650, width, itemsize, limit)
+    if stages == 3:
+        assert (block_m + 6 * block_n) * width_padded * itemsize <= limit
+    for tiles in backward_tiles(width, itemsize, limit):
+        assert tiles.block_m % 16 == 0
+        assert tiles.block_n % 16 == 0
 
 
 def test_unmasked_attention_is_full_attention(device):

@@ -5,8 +5,17 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from videoar.kernels.pack_bits import pack_bits, unpack_bits
+from videoar.kernels.pack_bits import (
+    MAX_WORDS,
+    _check_count,
+    pack_bits,
+    pack_bits_ref,
+    unpack_bits,
+    unpack_bits_ref,
+)
 
+TRITON = True
+pytestmark = pytest.mark.usefixtures("poisoned")
 LEADING = st.lists(st.integers(0, 4), max_size=3).map(tuple)
 
 
@@ -50,24 +59,50 @@ def test_one_bit(position, device):
     assert torch.equal(unpack_bits(words, 65), bits)
 
 
-def test_any_nonzero_byte_is_one():
-    bits = torch.tensor([0, 2, 255, 0, 1], dtype=torch.uint8)
+def first_difference(a, b):
+    assert (a.shape, a.dtype) == (b.shape, b.dtype)
+    return (a != b).nonzero()[:1].tolist()
+
+
+@pytest.mark.parametrize("d", [1, 17, 32, 48, 63, 64, 130])
+@pytest.mark.parametrize("leading", [(), (1,), (17,), (2, 65)])
+def test_is_its_twin(leading, d, device):
+    bits = random_bits(leading, d, d).to(device)
+    words = pack_bits(bits)
+    assert first_difference(words, pack_bits_ref(bits)) == []
+    noise = torch.randint(-(2**31), 2**31, words.shape, dtype=torch.int32).to(device)
+    assert first_difference(unpack_bits(noise, d), unpack_bits_ref(noise, d)) == []
+
+
+def test_kernel_counts_words_in_32_bits():
+    words = torch.empty(1, dtype=torch.int32, device="meta")
+    _check_count("bits", words.expand(MAX_WORDS))
+    with pytest.raises(ValueError, match=rf"^bits: expected at most {MAX_WORDS} words"):
+        _check_count("bits", words.expand(MAX_WORDS + 1))
+
+
+def test_any_nonzero_byte_is_one(device):
+    bits = torch.tensor([0, 2, 255, 0, 1], dtype=torch.uint8, device=device)
     assert pack_bits(bits).tolist() == [0b10110]
 
 
-def test_bits_past_d_are_ignored():
-    words = torch.tensor([-1], dtype=torch.int32)
-    assert torch.equal(unpack_bits(words, 3), torch.ones(3, dtype=torch.bool))
+def test_bits_past_d_are_ignored(device):
+    words = torch.tensor([-1], dtype=torch.int32, device=device)
+    assert unpack_bits(words, 3).tolist() == [True] * 3
 
 
-def test_strided_input():
-    bits = random_bits((6,), 33, 0).T
-    assert torch.equal(unpack_bits(pack_bits(bits), 6), bits)
+def test_strided_input(device):
+    bits = random_bits((6,), 66, 0).to(device)
+    for strided in (bits.T, bits[:, 3:40], bits[::2, ::2]):
+        words = pack_bits(strided)
+        assert torch.equal(words, pack_bits_ref(strided))
+        spread = words.repeat_interleave(2, -1)[..., ::2]
+        assert torch.equal(unpack_bits(spread, strided.shape[-1]), strided)
 
 
 @pytest.mark.parametrize("leading", [(0,), (0, 3), (3, 0)])
-def test_empty_leading_axes(leading):
-    words = pack_bits(torch.zeros(*leading, 48, dtype=torch.bool))
+def test_empty_leading_axes(leading, device):
+    words = pack_bits(torch.zeros(*leading, 48, dtype=torch.bool, device=device))
     assert words.shape == (*leading, 2)
     assert unpack_bits(words, 48).shape == (*leading, 48)
 

@@ -7,8 +7,17 @@ from hypothesis import strategies as st
 
 from videoar import _C
 from videoar.kernels.dispatch import use_backend
-from videoar.kernels.philox import philox4x32, philox_uniform, philox_uniform_ref
+from videoar.kernels.jit import AVAILABLE, jit, tl
+from videoar.kernels.philox import (
+    philox4x32,
+    philox_uniform,
+    philox_uniform_ref,
+    philox_words,
+    uniform_tiles,
+)
 
+TRITON = True
+pytestmark = pytest.mark.usefixtures("poisoned")
 # "philox4x32 10" of Random123's tests/kat_vectors: counter, key, answer.
 KNOWN_ANSWERS = {
     "zeros": (
@@ -47,6 +56,29 @@ def philox_of_integers(counter: tuple[int, ...], key: tuple[int, ...]) -> tuple[
 def test_known_answers(name, device):
     counter, key, answer = KNOWN_ANSWERS[name]
     words = philox4x32(torch.tensor(counter, device=device), torch.tensor(key, device=device))
+    assert words.tolist() == list(answer)
+
+
+@jit
+def words_kernel(in_ptr, out_ptr):
+    """Counter and key in six int64, answer in four."""
+    c0, c1 = tl.load(in_ptr).to(tl.uint32), tl.load(in_ptr + 1).to(tl.uint32)
+    c2, c3 = tl.load(in_ptr + 2).to(tl.uint32), tl.load(in_ptr + 3).to(tl.uint32)
+    k0, k1 = tl.load(in_ptr + 4).to(tl.uint32), tl.load(in_ptr + 5).to(tl.uint32)
+    c0, c1, c2, c3 = philox_words(c0, c1, c2, c3, k0, k1)
+    tl.store(out_ptr, c0.to(tl.int64))
+    tl.store(out_ptr + 1, c1.to(tl.int64))
+    tl.store(out_ptr + 2, c2.to(tl.int64))
+    tl.store(out_ptr + 3, c3.to(tl.int64))
+
+
+@pytest.mark.skipif(not AVAILABLE, reason="Triton runs on Linux only")
+@pytest.mark.parametrize("name", KNOWN_ANSWERS)
+def test_known_answers_in_a_kernel(name):
+    counter, key, answer = KNOWN_ANSWERS[name]
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    words = torch.full((4,), -1, device=device)
+    words_kernel[(1,)](torch.tensor(counter + key, device=device), words)
     assert words.tolist() == list(answer)
 
 
@@ -110,11 +142,26 @@ def test_no_rows():
     assert philox_uniform_ref(empty, 0, 0, 4, 5).shape == (0, 4, 5)
 
 
-def test_device_gives_the_same_numbers(device):
-    seeds = torch.tensor([3, BIG])
-    uniforms = philox_uniform(seeds.to(device), 2, 1, 17, 48)
-    assert uniforms.device.type == device.type
-    assert torch.equal(uniforms.cpu(), philox_uniform_ref(seeds, 2, 1, 17, 48))
+@pytest.mark.parametrize("scale", [1, 2**32 - 1])
+@pytest.mark.parametrize(("num_tokens", "num_bits"), [(0, 3), (1, 1), (17, 48), (33, 66)])
+def test_device_gives_the_same_numbers(num_tokens, num_bits, scale, device):
+    seeds = torch.tensor([3, BIG, 0, -5, 0, -(2**63)])[::2]
+    frames = torch.tensor([2**32 - 1, 0, 7])
+    for frame in (2**31, frames):
+        placed = frame.to(device) if isinstance(frame, torch.Tensor) else frame
+        uniforms = philox_uniform(seeds.to(device), placed, scale, num_tokens, num_bits)
+        assert uniforms.device.type == device.type
+        expected = philox_uniform_ref(seeds, frame, scale, num_tokens, num_bits)
+        different = (uniforms.cpu() != expected).nonzero().tolist()
+        assert not different, f"first difference at [row, token, bit] {different[0]}"
+
+
+@pytest.mark.parametrize("num_bits", [0, 1, 33, 48, 64, 2**32])
+def test_tiles(num_bits):
+    block_l, block_d = uniform_tiles(num_bits)
+    assert block_l * block_d == 1024
+    assert block_d & (block_d - 1) == 0
+    assert block_d >= min(num_bits, 64)
 
 
 def test_rows_do_not_depend_on_their_neighbours():

@@ -7,6 +7,9 @@ import torch
 
 from videoar.kernels.qk_norm_rope import CacheWrite, qk_norm_rope, qk_norm_rope_ref, rope_sections
 
+TRITON = True
+pytestmark = pytest.mark.usefixtures("poisoned")
+
 
 def brute(x_BHLD, positions, sections, theta, weight=None, eps=1e-6):
     """The pair (i, i + D/2) is a complex number turned by position * theta^(-2i/D)."""
@@ -88,9 +91,9 @@ def test_scores_depend_on_position_differences_only(device):
     torch.testing.assert_close(q0 @ k0.mT, q1 @ k1.mT, rtol=1e-4, atol=1e-4)
 
 
-def test_bfloat16_is_rounded_once(device):
+def test_half_is_rounded_once(half, device):
     q, k, positions = random_case(width=64)
-    q, k, weight = q.bfloat16(), k.bfloat16(), torch.randn(64).bfloat16()
+    q, k, weight = (t.to(half) for t in (q, k, torch.randn(64)))
     sections = rope_sections(64)
     got, _ = qk_norm_rope(
         *(t.to(device) for t in (q, k, positions)),
@@ -99,8 +102,11 @@ def test_bfloat16_is_rounded_once(device):
         k_weight=weight.to(device),
     )
     expected = brute(q, positions, sections, 10000.0, weight)
-    assert got.dtype == torch.bfloat16
-    close(got, expected.bfloat16().double(), tolerance=2**-8)
+    assert got.dtype == half
+    once = expected.to(half)
+    # Where float32 errs across a tie the result is one unit off; that is rare.
+    close(got, once.double(), tolerance=torch.finfo(half).eps)
+    assert (got.cpu() != once).float().mean() < 0.01
 
 
 def test_gradcheck():
@@ -115,9 +121,11 @@ def test_gradcheck():
     assert torch.autograd.gradcheck(run, leaves)
 
 
-def test_gradients_match_float64(device):
-    q, k, positions = random_case(length=17, width=64)
-    leaves = [t.to(device) for t in (q, k, torch.randn(64), torch.randn(64))]
+@pytest.mark.parametrize(("length", "width"), [(17, 64), (130, 80), (1, 128)])
+@pytest.mark.parametrize("norm", [False, True])
+def test_gradients_match_float64(length, width, norm, assert_near, device):
+    q, k, positions = random_case(heads=2, groups=1, length=length, width=width)
+    leaves = [t.to(device) for t in (q, k, torch.randn(width), torch.randn(width))]
     grads = torch.randn_like(leaves[0]), torch.randn_like(leaves[1])
 
     def gradients(function, dtype):
@@ -125,16 +133,35 @@ def test_gradients_match_float64(device):
         out = function(
             *inputs[:2],
             positions.to(device),
-            sections=(8, 12, 12),
-            q_weight=inputs[2],
-            k_weight=inputs[3],
+            sections=rope_sections(width),
+            q_weight=inputs[2] if norm else None,
+            k_weight=inputs[3] if norm else None,
         )
+        inputs = inputs if norm else inputs[:2]
         loss = sum((o * g).sum() for o, g in zip(out, grads, strict=True))
-        return [g.double() for g in torch.autograd.grad(loss, inputs)]
+        return torch.autograd.grad(loss, inputs)
 
     expected = gradients(qk_norm_rope_ref, torch.float64)
     for a, b in zip(gradients(qk_norm_rope, torch.float32), expected, strict=True):
-        torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-4)
+        assert_near(a, b)
+
+
+def test_far_positions(device):
+    """Angles of thousands of turns, each frequency and angle rounded once."""
+    q, k, _ = random_case(length=17, width=64)
+    positions = torch.randint(15000, 16000, (17, 3))
+    case = [t.to(device) for t in (q, k, positions)]
+    got, _ = qk_norm_rope(*case, sections=rope_sections(64))
+    expected, _ = qk_norm_rope_ref(*case, sections=rope_sections(64))
+    torch.testing.assert_close(got, expected, rtol=0, atol=1e-5)
+
+
+def test_positions_of_any_layout(device):
+    q, k, positions = (t.to(device) for t in random_case(length=17))
+    whole = qk_norm_rope(q, k, positions, sections=(2, 3, 3))
+    strided = torch.empty(3, 17, 2, dtype=torch.int32, device=device).permute(2, 1, 0)
+    strided.copy_(positions)
+    assert torch.equal(qk_norm_rope(q, k, strided, sections=(2, 3, 3))[0], whole[0])
 
 
 @pytest.mark.parametrize("start", [0, 4, torch.tensor([1, 3])])

@@ -4,8 +4,10 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from videoar.kernels.resample import resample, resample_matrix
+from videoar.kernels.resample import resample, resample_matrix, resample_ref, resample_tiles
 
+TRITON = True
+pytestmark = pytest.mark.usefixtures("poisoned")
 SHAPES = [((8, 8), (4, 4)), ((8, 8), (3, 3)), ((5, 7), (2, 3)), ((3, 3), (8, 8)), ((2, 5), (4, 9))]
 SHAPES += [((1, 1), (6, 4)), ((17, 63), (5, 13)), ((4, 4), (1, 1)), ((24, 42), (9, 16))]
 
@@ -25,6 +27,33 @@ def test_matches_torch(source: tuple[int, int], target: tuple[int, int], device:
 def test_same_size_is_the_input_itself(mode: str, device: str) -> None:
     x = torch.randn(1, 2, 5, 6, device=device)
     assert resample(x, (5, 6), mode) is x
+
+
+@pytest.mark.parametrize(("source", "target"), [*SHAPES, ((64, 64), (7, 9)), ((1, 130), (3, 1))])
+@pytest.mark.parametrize("mode", ["area", "bilinear", "nearest"])
+def test_float32_and_its_gradient(
+    source: tuple[int, int], target: tuple[int, int], mode: str, device, assert_near
+) -> None:
+    wide = torch.randn(*source, 3, 2, dtype=torch.float64).permute(3, 2, 0, 1).requires_grad_()
+    g = torch.randn(2, *target, 3, dtype=torch.float64).permute(0, 3, 1, 2)
+    expected = resample_ref(wide, target, mode)
+    expected_grad = torch.autograd.grad(expected, wide, g)[0]
+    x = wide.detach().float().to(device).requires_grad_()
+    y = resample(x, target, mode)
+    grad = torch.autograd.grad(y, x, g.float().to(device))[0]
+    assert_near(y, expected)
+    assert_near(grad, expected_grad)
+
+
+def test_no_maps(device: torch.device) -> None:
+    assert resample(torch.zeros(0, 3, 4, 4, device=device), (2, 5)).shape == (0, 3, 2, 5)
+
+
+@pytest.mark.parametrize("num_cells", [1, 17, 64, 4096])
+def test_tiles(num_cells: int) -> None:
+    block_m, block_n = resample_tiles(num_cells)
+    assert block_m * block_n == 1024
+    assert block_n & (block_n - 1) == 0
 
 
 @pytest.mark.parametrize("mode", ["area", "bilinear", "nearest"])

@@ -10,6 +10,8 @@ from videoar.runtime.config import ModelConfig
 from videoar.runtime.errors import CheckpointError
 from videoar.runtime.model_folder import load_tokenizer, save_model
 from videoar.runtime.pipeline import VideoAR
+from videoar.runtime.presets import PRESETS
+from videoar.runtime.text import byte_tokenizer, encode_prompt
 
 PROMPTS = ["a red 3 moving left", "a green 7 moving up slowly", "blue five standing still"]
 
@@ -171,11 +173,22 @@ def test_bit_width_of_the_parts_must_agree(model: VideoAR) -> None:
         )
 
 
+def test_bytes_stand_in_for_a_text_tokenizer() -> None:
+    """Presets without words of their own take any text, and tell texts apart."""
+    tokenizer = byte_tokenizer()
+    ids = encode_prompt(tokenizer, "Größe 7 \u4e2d!", 256)
+    assert len(ids) == 1 + len("Größe 7 \u4e2d!".encode())
+    assert max(ids) < PRESETS["videoar-4b"].transformer.vocab_size
+    assert encode_prompt(tokenizer, "", 256) == ids[:1]
+    with pytest.raises(ValueError, match="prompt: 300 tokens, the model takes at most 255"):
+        encode_prompt(tokenizer, "x" * 300, 256)
+
+
 def test_preset_is_deterministic() -> None:
     one, other = VideoAR.preset("digits"), VideoAR.preset("digits")
     for a, b in zip(one.transformer.parameters(), other.transformer.parameters(), strict=True):
         assert torch.equal(a, b)
-    frames = one.generate("any text", num_frames=1, guidance=1).frames
+    frames = one.generate("a red 3", num_frames=1, guidance=1).frames
     assert frames.std() > 0
     with pytest.raises(ValueError, match="dtype: expected one of"):
         VideoAR.preset("digits", dtype="int8")
