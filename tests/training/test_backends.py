@@ -20,14 +20,16 @@ from videoar.training.train_transformer import (
 SMALL = replace(DIGITS_TRANSFORMER, layers=2, width=64, heads=2, kv_heads=1, mlp_width=96)
 
 
-def loss_curve(architecture: TransformerConfig, backend: str, steps: int) -> list[float]:
-    """Losses of float32 steps on two clips of two frames, everything from fixed seeds."""
+def loss_curve(
+    architecture: TransformerConfig, backend: str, steps: int, clips: int, frames: int
+) -> list[float]:
+    """Losses of float32 steps on `clips` clips of `frames` frames, all from fixed seeds."""
     torch.manual_seed(0)
     model = Transformer(architecture)
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3)
     generator = torch.Generator().manual_seed(1)
-    latents = torch.randn(2, architecture.latent_dim, 2, 4, 4, generator=generator)
-    captions = ["a red 3 moving left", "cyan two standing still"]
+    latents = torch.randn(clips, architecture.latent_dim, frames, 4, 4, generator=generator)
+    captions = ["a red 3 moving left", "cyan two standing still"][:clips]
     config = TransformerTraining(flip=FlipConfig(p_max=0.2))
     tokenizer = digits_text_tokenizer()
     losses = []
@@ -44,11 +46,14 @@ def loss_curve(architecture: TransformerConfig, backend: str, steps: int) -> lis
 
 
 @pytest.mark.parametrize(
-    ("architecture", "steps"),
-    [(SMALL, 4), pytest.param(DIGITS_TRANSFORMER, 20, marks=pytest.mark.slow)],
+    ("architecture", "steps", "clips", "frames"),
+    [(SMALL, 3, 2, 2), pytest.param(DIGITS_TRANSFORMER, 20, 1, 1, marks=pytest.mark.slow)],
+    ids=["small", "digits"],
 )
-def test_triton_and_reference_learn_alike(architecture: TransformerConfig, steps: int) -> None:
-    reference = loss_curve(architecture, "reference", steps)
-    kernels = loss_curve(architecture, "triton", steps)
+def test_triton_and_reference_learn_alike(
+    architecture: TransformerConfig, steps: int, clips: int, frames: int
+) -> None:
+    reference = loss_curve(architecture, "reference", steps, clips, frames)
+    kernels = loss_curve(architecture, "triton", steps, clips, frames)
     assert kernels == pytest.approx(reference, abs=1e-4)
     assert reference[-1] < reference[0]
