@@ -22,8 +22,9 @@ from videoar.kernels.bsq_quantize_triton import BsqQuantize
 from videoar.kernels.dispatch import select
 from videoar.kernels.resample import resample
 
-# Sharpness of the soft assignment inside the entropy terms (arXiv 2406.07548, section 4).
-ENTROPY_TEMPERATURE = 0.25
+# Sharpness of the soft assignment inside the entropy terms (arXiv 2406.07548, section 4), for
+# components scaled so that a typical one is 1, whatever d.
+ENTROPY_SHARPNESS = 2.0
 
 Sizes = Sequence[tuple[int, int]]
 
@@ -114,8 +115,7 @@ def _soft_terms(y: Tensor) -> dict[str, Tensor]:
     dim = y.shape[-1]
     unit = torch.nn.functional.normalize(y.reshape(-1, dim), dim=-1)
     code = torch.where(unit > 0, 1.0, -1.0) * dim**-0.5
-    # Scaled by sqrt(d) so that a typical component is 1, whatever d.
-    p = torch.sigmoid(2 * unit * dim**0.5 / ENTROPY_TEMPERATURE / 4)
+    p = torch.sigmoid(ENTROPY_SHARPNESS * unit * dim**0.5)
 
     def entropy(q: Tensor) -> Tensor:
         q = q.clamp(1e-6, 1 - 1e-6)
