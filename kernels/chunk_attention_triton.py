@@ -193,7 +193,7 @@ def chunk_attention_tiles(length: int, width: int, itemsize: int, shared_limit: 
     if itemsize > 2 or block_d > 128:
         return Tiles(min(64, _block(length)), 32, 4, 2)
     if shared_limit < OPERANDS_IN_SHARED:
-        return Tiles(min(64, _block(length)), 32, 4, 2)
+        return Tiles(min(64, _block(length)), 32, 8, 2)
     block_m = min(128, _block(length))
     # Three stages keep two key blocks on the way while a third is computed.
     three = (block_m + 3 * 2 * 64) * block_d * itemsize
