@@ -11,6 +11,7 @@ import torch
 from videoar.runtime.media_read import list_media, read_video
 from videoar.runtime.media_sheet import contact_sheet, to_frames
 from videoar.runtime.media_write import check_writable, write_png, write_video
+from videoar.runtime.pixels import from_pixels, to_pixels
 
 __all__ = [
     "check_writable",
@@ -26,7 +27,7 @@ __all__ = [
 
 def to_float(frames: Any) -> torch.Tensor:
     """Frames, uint8 `[T,H,W,3]`, as the model's float32 `[3,T,H,W]` in [-1,1]."""
-    return torch.from_numpy(to_frames(frames)).permute(3, 0, 1, 2).float().div(127.5).sub(1)
+    return from_pixels(to_frames(frames))
 
 
 def to_uint8(video: torch.Tensor) -> np.ndarray:
@@ -48,5 +49,4 @@ def to_uint8(video: torch.Tensor) -> np.ndarray:
         )
     if video.isnan().any():
         raise ValueError("video: has NaN values")
-    pixels = video.detach().float().clamp(-1, 1).add(1).mul(127.5).round().to(torch.uint8)
-    return pixels.movedim(-4, -1).contiguous().cpu().numpy()
+    return to_pixels(video)

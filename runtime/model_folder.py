@@ -8,7 +8,7 @@ text_tokenizer/      tokenizer.json (text-conditional models)
 
 from importlib import resources
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from tokenizers import Tokenizer
@@ -27,6 +27,8 @@ from videoar.runtime.pipeline import VideoAR
 from videoar.runtime.text import BOS
 from videoar.runtime.transformer import Transformer
 from videoar.runtime.video_tokenizer import VideoTokenizer
+
+Module = TypeVar("Module", bound=nn.Module)
 
 SHIPPED = ("digits",)
 INDEX_FIELDS = {"height": int, "width": int, "fps": int, "guidance": str, "temperature": float}
@@ -60,14 +62,32 @@ def load_tokenizer(
     folder: str | Path, *, dtype: torch.dtype = torch.float32, device: torch.device | str = "cpu"
 ) -> VideoTokenizer:
     """The video tokenizer alone, from a model's folder or from a `video_tokenizer` folder."""
+    return _load_alone(folder, "video_tokenizer", TokenizerConfig, VideoTokenizer, dtype, device)
+
+
+def load_transformer(
+    folder: str | Path, *, dtype: torch.dtype = torch.float32, device: torch.device | str = "cpu"
+) -> Transformer:
+    """The transformer alone, from a model's folder or from a `transformer` folder."""
+    return _load_alone(folder, "transformer", TransformerConfig, Transformer, dtype, device)
+
+
+def _load_alone(
+    folder: str | Path,
+    component: str,
+    config_type: type,
+    module_type: type[Module],
+    dtype: torch.dtype,
+    device: torch.device | str,
+) -> Module:
     folder = resolve_folder(folder)
-    if (folder / "video_tokenizer").exists():
-        folder = folder / "video_tokenizer"
-    config = read_config(folder, TokenizerConfig, component="video_tokenizer")
+    if (folder / component).exists():
+        folder = folder / component
+    config = read_config(folder, config_type, component=component)
     with torch.device("meta"):
-        tokenizer = VideoTokenizer(config)
-    _load(folder, tokenizer, dtype, device)
-    return tokenizer.eval().requires_grad_(False)
+        module = module_type(config)
+    _load(folder, module, dtype, device)
+    return module.eval().requires_grad_(False)
 
 
 def read_model_config(folder: str | Path) -> ModelConfig:

@@ -8,11 +8,11 @@ from pathlib import Path
 import numpy as np
 import torch
 from tokenizers import Tokenizer
-from torch import Tensor
 
 from videoar.runtime.config import ModelConfig
 from videoar.runtime.guidance import GuidanceSchedule
 from videoar.runtime.modules import random_modules
+from videoar.runtime.pixels import to_pixels
 from videoar.runtime.presets import preset
 from videoar.runtime.sampling import SamplingParams, StepHook, decode_latents, prepare
 from videoar.runtime.text import byte_tokenizer, check_class, encode_prompt
@@ -281,12 +281,6 @@ class _Clock:
         now = time.perf_counter()
         self.timings[name] += now - self.last
         self.last = now
-
-
-def to_pixels(video: Tensor) -> np.ndarray:
-    """Video `[B,3,T,H,W]` in [-1,1] -> uint8 `[B,T,H,W,3]`, clamped and rounded."""
-    scaled = (video.float().clamp(-1, 1) + 1) * 127.5
-    return scaled.round().to(torch.uint8).permute(0, 2, 3, 4, 1).cpu().numpy()
 
 
 def _dtype(name: str) -> torch.dtype:

@@ -13,7 +13,7 @@ from torch import Tensor
 from videoar.kernels.next_scale import next_scale
 from videoar.runtime.cache import CacheLayout, StaticCache
 from videoar.runtime.guidance import GuidanceSchedule
-from videoar.runtime.schedule import ChunkSchedule
+from videoar.runtime.schedule import Chunk, ChunkSchedule
 from videoar.runtime.text import pad
 from videoar.runtime.transformer import (
     AttentionPlan,
@@ -105,7 +105,14 @@ def chunk_logits(model: Transformer, state: DecodingState, scale: int, filled: i
     scale_ids = torch.full(inputs.shape[1:2], scale, device=device)
     start = state.frame == 0 and scale == 0
     x = model.embed_video(inputs, scale_ids, start=start)
-    positions = _grid_positions(state.frame, config.sizes[scale], device)
+    chunk = Chunk(
+        offset=filled,
+        length=inputs.shape[1],
+        frame=state.frame,
+        scale=scale,
+        grid=config.sizes[scale],
+    )
+    positions = chunk.positions().to(device)
     plan = AttentionPlan(
         schedule=ChunkSchedule(chunks=()),
         cache=state.cache,
@@ -113,11 +120,6 @@ def chunk_logits(model: Transformer, state: DecodingState, scale: int, filled: i
         segments=layout.segments(state.text_lengths, state.frame, filled + inputs.shape[1]),
     )
     return model.head(model(x, positions + state.text_lengths[:, None, None], plan))
-
-
-def _grid_positions(frame: int, size: tuple[int, int], device: torch.device) -> Tensor:
-    cells = torch.cartesian_prod(torch.arange(size[0]), torch.arange(size[1])).reshape(-1, 2)
-    return torch.nn.functional.pad(cells, (1, 0), value=frame).to(device)
 
 
 def decode_frame(

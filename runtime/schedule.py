@@ -32,6 +32,14 @@ class Chunk:
     grid: tuple[int, int]
     cells: tuple[tuple[int, int], ...] = ()
 
+    def positions(self) -> Tensor:
+        """`(t, h, w)` of every token before the text's length is added, int64 `[length,3]`."""
+        if self.cells:
+            cells = torch.tensor(self.cells)
+        else:
+            cells = torch.cartesian_prod(*(torch.arange(side) for side in self.grid))
+        return torch.nn.functional.pad(cells, (1, 0), value=self.frame)
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ChunkSchedule:
@@ -150,14 +158,8 @@ class ChunkSchedule:
 
         Cells are raw indices of the chunk's own grid (arXiv 2601.05966, Eq. 7).
         """
-        rows = [position for chunk in self.chunks for position in _chunk_positions(chunk)]
-        return torch.tensor(rows, dtype=torch.long).reshape(-1, 3)
-
-
-def _chunk_positions(chunk: Chunk) -> list[tuple[int, int, int]]:
-    h, w = chunk.grid
-    cells = chunk.cells or [(row, column) for row in range(h) for column in range(w)]
-    return [(chunk.frame, row, column) for row, column in cells]
+        empty = torch.empty(0, 3, dtype=torch.long)
+        return torch.cat([empty, *(chunk.positions() for chunk in self.chunks)])
 
 
 def default_sizes(height: int, width: int) -> Sizes:

@@ -3,13 +3,10 @@
 import argparse
 from dataclasses import fields
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from videoar.runtime.cli_arguments import DTYPES, positive
 from videoar.training.cli_flags import LazyParser, Subparsers, add_fields, add_kind, values_of
-
-if TYPE_CHECKING:
-    from videoar.runtime.transformer import Transformer
 
 RESUME = "A run stopped half-way goes on by itself where --out holds its state."
 # Set by the stages themselves.
@@ -166,35 +163,11 @@ def _add_export(kinds: Subparsers) -> None:
     )
 
 
-def load_transformer(folder: str | Path) -> "Transformer":
-    """The transformer alone, from a run's, a component's or a model's folder.
-
-    Raises:
-        CheckpointError: anything missing or damaged.
-    """
-    import torch
-
-    from videoar.runtime.checkpoint import read_config, read_weights
-    from videoar.runtime.config import TransformerConfig
-    from videoar.runtime.model_folder import resolve_folder
-    from videoar.runtime.transformer import Transformer
-
-    folder = resolve_folder(folder)
-    if (folder / "transformer").exists():
-        folder = folder / "transformer"
-    config = read_config(folder, TransformerConfig, component="transformer")
-    with torch.device("meta"):
-        transformer = Transformer(config)
-    shapes = {name: tensor.shape for name, tensor in transformer.state_dict().items()}
-    transformer.load_state_dict(read_weights(folder, shapes, dtype=torch.float32), assign=True)
-    return transformer
-
-
 def _export(args: argparse.Namespace) -> None:
     from dataclasses import replace
 
     from videoar.runtime.guidance import GuidanceSchedule
-    from videoar.runtime.model_folder import load_tokenizer, save_model
+    from videoar.runtime.model_folder import load_tokenizer, load_transformer, save_model
     from videoar.runtime.pipeline import DTYPES, VideoAR
     from videoar.runtime.presets import preset
     from videoar.runtime.sampling import SamplingParams

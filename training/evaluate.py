@@ -15,13 +15,13 @@ import torch
 from tqdm import tqdm
 
 from videoar.runtime.errors import MediaError
-from videoar.runtime.pipeline import VideoAR, to_pixels
+from videoar.runtime.pipeline import VideoAR
+from videoar.runtime.pixels import from_pixels, to_pixels
 from videoar.runtime.schedule import Sizes
 from videoar.runtime.video_tokenizer import VideoTokenizer
 from videoar.training import digits
 from videoar.training.judge import Judge, Verdict
 from videoar.training.metrics import psnr, ssim
-from videoar.training.train_tokenizer import to_video
 
 # The streams of training and held-out clips begin with 0 and 1 (`digits.clip`).
 _PROMPT_STREAM = 2
@@ -198,7 +198,7 @@ def eval_tokenizer(
     weight = next(tokenizer.parameters())
     rows = []
     for clip in tqdm(clips, total=total, desc="restore", unit="clip", disable=None):
-        video = to_video(clip[None]).to(weight.device, weight.dtype)
+        video = from_pixels(clip[None]).to(weight.device, weight.dtype)
         quantized = tokenizer.quantize(tokenizer.encode(video), sizes)
         restored = to_pixels(tokenizer.decode(quantized.reconstruction.to(weight.dtype)))[0]
         pixels = clip.shape[0] * clip.shape[1] * clip.shape[2]

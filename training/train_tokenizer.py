@@ -15,6 +15,7 @@ from torch import Tensor
 
 from videoar.kernels.bsq_quantize import bsq_quantize
 from videoar.runtime.config import TokenizerConfig
+from videoar.runtime.pixels import from_pixels
 from videoar.runtime.video_tokenizer import VideoTokenizer, inflate
 from videoar.training import digits
 from videoar.training.run import OptimConfig, Run, autocast, train
@@ -47,24 +48,19 @@ class TokenizerTraining:
     optim: dict = field(default_factory=dict)
 
 
-def to_video(frames: np.ndarray) -> Tensor:
-    """uint8 `[B,T,H,W,3]` -> float32 `[B,3,T,H,W]` in [-1,1]."""
-    return torch.from_numpy(frames).permute(0, 4, 1, 2, 3).float() / 127.5 - 1
-
-
 def image_batch(seed: int, step: int, size: int) -> Tensor:
     """One random frame of each of `size` training clips, `[size,3,1,64,64]`."""
     frames = []
     for i in range(size):
         clip, _, _ = digits.clip("train", seed, step * size + i)
         frames.append(clip[(step * size + i) * 7 % digits.NUM_FRAMES, None])
-    return to_video(np.stack(frames))
+    return from_pixels(np.stack(frames))
 
 
 def clip_batch(seed: int, step: int, size: int) -> Tensor:
     """`size` training clips, `[size,3,17,64,64]`."""
     clips = [digits.clip("train", seed, step * size + i)[0] for i in range(size)]
-    return to_video(np.stack(clips))
+    return from_pixels(np.stack(clips))
 
 
 def tokenizer_loss(

@@ -18,13 +18,13 @@ from tqdm import tqdm
 from videoar.kernels.bitwise_cross_entropy import bitwise_cross_entropy
 from videoar.kernels.bsq_quantize import bsq_quantize
 from videoar.runtime.config import TransformerConfig
+from videoar.runtime.pixels import from_pixels
 from videoar.runtime.text import encode_prompt, pad, word_tokenizer
 from videoar.runtime.transformer import Transformer, teacher_forced_logits
 from videoar.runtime.video_tokenizer import VideoTokenizer
 from videoar.training import digits
 from videoar.training.corruption import FlipConfig, draw_flips, flip_probabilities
 from videoar.training.run import OptimConfig, Run, autocast, train
-from videoar.training.train_tokenizer import to_video
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -81,7 +81,7 @@ def cache_latents(
         stop = min(start + size, count)
         clips = [digits.clip("train", seed, i, num_frames)[0] for i in range(start, stop)]
         with autocast(torch.device("cpu")):
-            parts.append(tokenizer.encode(to_video(np.stack(clips))).half())
+            parts.append(tokenizer.encode(from_pixels(np.stack(clips))).half())
     latents = torch.cat(parts)
     temporary = path.with_suffix(".tmp")
     save_file({"latents": latents}, temporary)
