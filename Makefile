@@ -6,6 +6,13 @@ INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c c
 PACKAGE := pyproject.toml setup.py constraints.txt $(wildcard csrc/*)
 # pytest's exit status for "no test was collected".
 NO_TESTS := 5
+# The GPU tests of the file $1, reported when they are over: one line, or all if one fails.
+GPU_TESTS = out=$$(timeout --foreground -k 5 150 $(PYTHON) -m pytest -q -m gpu "$$1" 2>&1); status=$$?; \
+  case $$status in \
+    0) echo "$$1: $$(echo "$$out" | tail -n 1)" ;; \
+    $(NO_TESTS)) ;; \
+    *) echo "$$1: exit $$status"; echo "$$out"; exit 1 ;; \
+  esac
 
 .DEFAULT_GOAL := help
 .PHONY: help demo test lint bench gpu-check clean
@@ -24,14 +31,15 @@ test: .stamp-venv ## run the tests
 lint: .stamp-venv ## check style and formatting
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
-	$(BIN)/clang-format --dry-run -Werror csrc/*.h csrc/*.cpp
+	$(BIN)/clang-format --dry-run -Werror csrc/*.h csrc/*.inl csrc/*.cpp
 
 bench: .stamp-venv ## run the benchmarks
 	@$(BIN)/pytest -q --benchmark-only benchmarks || { status=$$?; \
 	  [ $$status -eq $(NO_TESTS) ] && echo "benchmarks/ holds no benchmark yet."; }
 
 # A step that fails or runs past its seconds does not keep the others from running; together they
-# end within 9 minutes. The benchmark's long last line goes to gpu-check.json alone.
+# end within 9 minutes. The tests spend their time in Triton's compiler, which is serial: a process
+# for each file. The benchmark's long last line goes to gpu-check.json alone.
 gpu-check: ## on a CUDA machine: build with its own Python, test and time the kernels on the GPU
 	@$(PYTHON) -c 'import sys, torch; \
 	  sys.exit(None if torch.cuda.is_available() else "gpu-check: torch sees no CUDA device")'
@@ -45,7 +53,8 @@ gpu-check: ## on a CUDA machine: build with its own Python, test and time the ke
 	  summary="$$summary$$(printf '%-14s%s' $$name "$$result");"; \
 	}; \
 	step build 80 $(PYTHON) -m pip install --quiet --no-deps --no-build-isolation -e .; \
-	step tests 170 $(PYTHON) -m pytest -q -m gpu tests/kernels; \
+	step tests 170 sh -c 'grep -lwE "gpu|device" tests/*/test_*.py | \
+	  xargs -P 8 -I{} sh -c "$$0" sh {}' '$(GPU_TESTS)'; \
 	[ ! -f benchmarks/aot.py ] || step aot 50 $(PYTHON) -m videoar.benchmarks.aot --fast; \
 	step kernels 190 sh -c 'exec "$$@" >gpu-check.txt' sh $(PYTHON) \
 	  -m videoar.benchmarks.kernels --quick --seconds 140 --out gpu-check.json; \

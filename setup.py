@@ -17,9 +17,12 @@ PACKAGE_DIR = {
 }
 
 # OpenMP only where the stock compiler ships it: Apple's clang does not. No -march=native: a wheel
-# must run on processors older than the one that built it.
+# must run on processors older than the one that built it, so the kernels choose at run time
+# (csrc/foreach_isa.h). No -ffast-math: NaN, infinity and the order of sums keep their meaning; off
+# are errno and traps, which nobody reads, and silent fusing of a * b + c.
 OPENMP = ["-fopenmp"] if sys.platform == "linux" else []
-OPTIMIZE = [] if sys.platform == "win32" else ["-O3"]
+OPTIMIZE = ["-O3", "-fno-math-errno", "-fno-trapping-math", "-ffp-contract=off"]
+OPTIMIZE = [] if sys.platform == "win32" else OPTIMIZE
 
 ParallelCompile("NPY_NUM_BUILD_JOBS").install()
 
@@ -34,7 +37,7 @@ setup(
         Pybind11Extension(
             "videoar._C",
             sorted(glob("csrc/*.cpp")),
-            depends=sorted(glob("csrc/*.h")),
+            depends=sorted(glob("csrc/*.h") + glob("csrc/*.inl")),
             include_dirs=["csrc"],
             cxx_std=17,
             extra_compile_args=[*OPTIMIZE, *OPENMP],

@@ -13,14 +13,28 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from videoar.benchmarks.kernel_rows import (
+    OURS,
+    Limit,
+    Row,
+    costs_of,
+    failed,
+    print_costs,
+    print_head,
+    print_rows,
+    row_of,
+    timed_row,
+    with_ratios,
+)
+
 if TYPE_CHECKING:
     # torch takes seconds to import, and `--help` needs none of it.
-    from videoar.benchmarks.kernel_cases import Case, Setting
+    from videoar.benchmarks.kernel_case import Case, Setting
     from videoar.benchmarks.timing import Clock
 
 OPS = (
@@ -37,55 +51,11 @@ OPS = (
     "philox",
 )
 DTYPES = ("bfloat16", "float16", "float32")
-# The backend that the dispatch rule chooses, and so the variant that is ours.
-OURS = {"cuda": "triton", "cpu": "cpp"}
 COMPILED = ("compiled", "flex_attention")
+PAST = "not run: --seconds have passed"
 CHECK_SEED, TIME_SEED = 1, 2
 ROUNDS = {False: 100, True: 20}
 BUDGET_MS = {False: 4000.0, True: 600.0}
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Limit:
-    """The measured ceilings of the device: bytes and FLOPs a second."""
-
-    copy_bandwidth: float
-    matmul_rate: float
-
-    def ms(self, num_bytes: int, flops: int) -> float:
-        """The least time of an operation, in milliseconds."""
-        return 1e3 * max(num_bytes / self.copy_bandwidth, flops / self.matmul_rate)
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Row:
-    """One variant of one case in one mode; numbers are None where it was not timed.
-
-    Attributes:
-        op, case, variant: names.
-        mode: "warm" (same buffers), "cold" (after a flush of the caches), "graph" (replayed, same
-            buffers) or "graph cold" (replayed, rotating over more than the L2 holds).
-        rounds: samples behind the numbers.
-        ms, p10_ms, p90_ms: of a call: median and percentiles.
-        gb_per_s, tflop_per_s: of the bytes and FLOPs that the case must cost, at the median.
-        percent_of_limit: the limit's time over the median.
-        vs_ours: this median over ours in the same mode: how many times as fast ours is.
-        reason: why it was not timed, or "".
-    """
-
-    op: str
-    case: str
-    variant: str
-    mode: str
-    rounds: int | None = None
-    ms: float | None = None
-    p10_ms: float | None = None
-    p90_ms: float | None = None
-    gb_per_s: float | None = None
-    tflop_per_s: float | None = None
-    percent_of_limit: float | None = None
-    vs_ours: float | None = None
-    reason: str = ""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -96,50 +66,6 @@ class Plan:
     skip_compiled: bool
     compile_until: float
     deadline: float
-
-
-def timed_row(case: "Case", variant: str, mode: str, samples: Sequence[float], limit: Limit) -> Row:
-    """The row of a variant from its samples in milliseconds."""
-    from videoar.benchmarks.timing import percentile
-
-    median = percentile(samples, 0.5)
-    return Row(
-        op=case.op,
-        case=case.name,
-        variant=variant,
-        mode=mode,
-        rounds=len(samples),
-        ms=median,
-        p10_ms=percentile(samples, 0.1),
-        p90_ms=percentile(samples, 0.9),
-        gb_per_s=case.num_bytes / median / 1e6,
-        tflop_per_s=case.flops / median / 1e9,
-        percent_of_limit=100 * limit.ms(case.num_bytes, case.flops) / median,
-    )
-
-
-def row_of(case: "Case", variant: str, mode: str, reason: str) -> Row:
-    """The row of a variant that was not timed."""
-    return Row(op=case.op, case=case.name, variant=variant, mode=mode, reason=reason)
-
-
-def with_ratios(rows: Sequence[Row], ours: str) -> list[Row]:
-    """The rows of one case with `vs_ours` where ours was timed in the same mode."""
-    base = {row.mode: row.ms for row in rows if row.variant == ours and row.ms}
-    return [
-        replace(row, vs_ours=row.ms / base[row.mode]) if row.ms and row.mode in base else row
-        for row in rows
-    ]
-
-
-def failed(row: Row, ours: str) -> bool:
-    """Whether the row fails the run: ours or the reference wrong, or ours not there on a GPU."""
-    if not row.reason or row.reason.startswith("not run"):
-        return False
-    if row.variant != ours and (row.variant, row.mode) != ("reference", "check"):
-        return False
-    # On a CPU an operation without a C++ kernel is served by its reference.
-    return f"no {OURS['cpu']!r} backend" not in row.reason
 
 
 def variants_of(case: "Case", device: str) -> dict[str, tuple[str | None, Callable[[], Callable]]]:
@@ -228,6 +154,9 @@ def measure(case: "Case", clock: "Clock", limit: Limit, plan: Plan) -> list[Row]
             except Exception as error:  # its row says why
                 rows.append(row_of(case, name, mode, first_line(error)))
     for mode, samplers in modes.items():
+        if time.monotonic() > plan.deadline:
+            rows += [row_of(case, name, mode, PAST) for name in samplers]
+            continue
         try:
             began = time.monotonic()
             interleave(samplers, 1)
@@ -247,62 +176,6 @@ def cases_of(ops: Sequence[str], setting: "Setting") -> Iterator["Case"]:
 
     for op in ops:
         yield from CASES[op](setting)
-
-
-def costs_of(case: "Case", limit: Limit) -> dict[str, object]:
-    """A line of the cost card."""
-    return {
-        "op": case.op,
-        "case": case.name,
-        "num_bytes": case.num_bytes,
-        "flops": case.flops,
-        "limit_ms": limit.ms(case.num_bytes, case.flops),
-        "bound": "memory" if limit.ms(case.num_bytes, 0) > limit.ms(0, case.flops) else "compute",
-    }
-
-
-def print_costs(costs: Sequence[Mapping[str, object]], limit: Limit) -> None:
-    """The cost card: bytes, FLOPs and the least time of every case."""
-    print(
-        f"measured ceilings: copy {limit.copy_bandwidth / 1e9:.1f} GB/s, "
-        f"matrix product {limit.matmul_rate / 1e12:.3f} TFLOP/s"
-    )
-    line = "{:<22}{:<58}{:>10}{:>10}{:>12}  {}"
-    print(line.format("op", "case", "MB", "GFLOP", "limit us", "bound"))
-    for cost in costs:
-        print(
-            line.format(
-                cost["op"],
-                cost["case"],
-                f"{cost['num_bytes'] / 1e6:.3f}",
-                f"{cost['flops'] / 1e9:.3f}",
-                f"{1e3 * cost['limit_ms']:.2f}",
-                cost["bound"],
-            )
-        )
-
-
-TABLE = "{:<22}{:<16}{:<12}{:>11}{:>11}{:>11}{:>9}{:>9}{:>8}{:>9}"
-
-
-def print_head() -> None:
-    """The head of the table."""
-    heads = ("op", "variant", "mode", "ms", "p10", "p90", "GB/s", "TFLOP/s", "% limit", "vs ours")
-    print(TABLE.format(*heads), flush=True)
-
-
-def print_rows(case: "Case", rows: Sequence[Row]) -> None:
-    """The case's name, then a line a row; a reason stands in place of the numbers."""
-    print(f"# {case.op}: {case.name}")
-    for row in rows:
-        if row.ms is None:
-            print(f"{row.op:<22}{row.variant:<16}{row.mode:<12} {row.reason}")
-            continue
-        ratio = "-" if row.vs_ours is None else f"{row.vs_ours:.2f}x"
-        times = [f"{ms:.5f}" for ms in (row.ms, row.p10_ms, row.p90_ms)]
-        rates = f"{row.gb_per_s:.0f}", f"{row.tflop_per_s:.2f}", f"{row.percent_of_limit:.1f}"
-        print(TABLE.format(row.op, row.variant, row.mode, *times, *rates, ratio))
-    sys.stdout.flush()
 
 
 def commit() -> str | None:
@@ -353,7 +226,7 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
         help="default: bfloat16, on a CPU float32 (shapes are tiny there)",
     )
     parser.add_argument("--quick", action="store_true", help="fewer repeats")
-    parser.add_argument("--seconds", type=float, default=3600, help="start no case after this")
+    parser.add_argument("--seconds", type=float, default=3600, help="start no timing after this")
     parser.add_argument("--out", type=Path, help="also write the JSON here, after every case")
     return parser.parse_args(arguments)
 
@@ -368,7 +241,7 @@ def main(arguments: list[str] | None = None) -> int:
         print("videoar.benchmarks.kernels: no CUDA device; --device cpu runs it", file=sys.stderr)
         return 2
     from videoar.benchmarks.environment import environment
-    from videoar.benchmarks.kernel_cases import Setting
+    from videoar.benchmarks.kernel_case import Setting
     from videoar.benchmarks.timing import Clock
 
     device, cpu = torch.device(options.device), options.device == "cpu"
@@ -417,7 +290,7 @@ def rows_of(case: "Case", clock: "Clock", limit: Limit, plan: Plan) -> list[Row]
     """The rows of a case, or one that says why there are none."""
     ours = OURS[clock.device.type]
     if time.monotonic() > plan.deadline:
-        return [row_of(case, ours, "check", "not run: --seconds have passed")]
+        return [row_of(case, ours, "check", PAST)]
     try:
         return measure(case, clock, limit, plan)
     except Exception as error:  # such as too little memory for the float64 reference

@@ -5,6 +5,7 @@ from videoar.kernels.bsq_quantize import bsq_quantize
 from videoar.kernels.cached_attention import cached_attention
 from videoar.kernels.chunk_attention import chunk_attention, chunk_mask
 from videoar.kernels.dispatch import use_backend
+from videoar.kernels.group_norm_silu import group_norm_silu
 from videoar.kernels.next_scale import NextScale, next_scale
 from videoar.kernels.pack_bits import pack_bits, unpack_bits
 from videoar.kernels.philox import philox_uniform
@@ -21,6 +22,7 @@ __all__ = [
     "cached_attention",
     "chunk_attention",
     "chunk_mask",
+    "group_norm_silu",
     "next_scale",
     "pack_bits",
     "philox_uniform",

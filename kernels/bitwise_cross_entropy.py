@@ -241,7 +241,6 @@ def _bitwise_cross_entropy_triton(
     mask: Tensor | None = None,
     reduction: str = "mean",
 ) -> Tensor:
-    check_devices(x=x, bits=bits, weight=weight, mask=mask)
     check_dtype("x", x)
     logits = x if weight is None else linear(x, weight.to(x.dtype))
     return _BitwiseCrossEntropy.apply(logits, bits, mask, reduction == "mean")
@@ -290,8 +289,12 @@ def _check(
 ) -> None:
     if x.dim() < 1 or not x.is_floating_point():
         raise ValueError(f"x: expected floating [..., C], got {x.dtype} {list(x.shape)}")
-    if weight is not None and (weight.dim() != 2 or weight.shape[1] != x.shape[-1]):
-        raise ValueError(f"weight: expected [2d, {x.shape[-1]}], got {list(weight.shape)}")
+    fits = weight is None or (weight.dim() == 2 and weight.shape[1] == x.shape[-1])
+    if not fits or (weight is not None and not weight.is_floating_point()):
+        raise ValueError(
+            f"weight: expected floating [2d, {x.shape[-1]}], "
+            f"got {weight.dtype} {list(weight.shape)}"
+        )
     classes = x.shape[-1] if weight is None else weight.shape[0]
     if classes % 2:
         name = "x" if weight is None else "weight"
@@ -305,5 +308,6 @@ def _check(
         raise ValueError(
             f"mask: expected bool {list(x.shape[:-1])}, got {mask.dtype} {list(mask.shape)}"
         )
+    check_devices(x=x, bits=bits, weight=weight, mask=mask)
     if reduction not in REDUCTIONS:
         raise ValueError(f"reduction: expected one of {REDUCTIONS}, got {reduction!r}")

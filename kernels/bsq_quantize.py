@@ -18,9 +18,11 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from videoar.kernels.bsq_quantize_cpp import bsq_quantize_cpp
 from videoar.kernels.bsq_quantize_triton import BsqQuantize
 from videoar.kernels.dispatch import select
-from videoar.kernels.resample import resample
+from videoar.kernels.resample import resample, resample_ref
+from videoar.kernels.rows import check_devices
 
 # Sharpness of the soft assignment inside the entropy terms (arXiv 2406.07548, section 4), for
 # components scaled so that a typical one is 1, whatever d.
@@ -51,14 +53,15 @@ class Quantized:
 
 
 def _check(x: Tensor, sizes: Sizes, flips: Tensor | None) -> None:
-    if x.dim() != 5 or not x.is_floating_point():
-        raise ValueError(f"x: expected floating [B,d,t,H,W], got {x.dtype} {tuple(x.shape)}")
-    if not sizes or tuple(sizes[-1]) != tuple(x.shape[-2:]):
-        raise ValueError(f"sizes: the last must be the latent grid {tuple(x.shape[-2:])}: {sizes}")
-    tokens = sum(h * w for h, w in sizes)
-    expected = (x.shape[0], x.shape[2], tokens, x.shape[1])
-    if flips is not None and (tuple(flips.shape) != expected or flips.dtype != torch.bool):
-        raise ValueError(f"flips: expected bool {expected}, got {flips.dtype} {flips.shape}")
+    if x.dim() != 5 or not x.is_floating_point() or x.shape[1] == 0:
+        raise ValueError(f"x: expected floating [B,d,t,H,W], got {x.dtype} {list(x.shape)}")
+    grid = tuple(x.shape[-2:])
+    if not sizes or tuple(sizes[-1]) != grid or min(min(size) for size in sizes) < 1:
+        raise ValueError(f"sizes: expected grids of at least 1 x 1, the last {grid}, got {sizes}")
+    expected = [x.shape[0], x.shape[2], sum(h * w for h, w in sizes), x.shape[1]]
+    if flips is not None and (list(flips.shape) != expected or flips.dtype != torch.bool):
+        raise ValueError(f"flips: expected bool {expected}, got {flips.dtype} {list(flips.shape)}")
+    check_devices(x=x, flips=flips)
 
 
 def bsq_quantize(
@@ -82,7 +85,7 @@ def bsq_quantize(
         ValueError: a shape or dtype that does not fit, naming the argument.
     """
     _check(x, sizes, flips)
-    implementation = select("bsq_quantize", x, _BSQ_QUANTIZE)
+    implementation = select("bsq_quantize", x, _BSQ_QUANTIZE, flips=flips)
     return implementation(
         x, sizes, flips=flips, return_inputs=return_inputs, return_losses=return_losses
     )
@@ -145,19 +148,19 @@ def bsq_quantize_ref(
     offset = 0
     for k, size in enumerate(sizes):
         if return_inputs and k > 0:
-            inputs.append(_to_tokens(resample(accumulated, size, "bilinear")))
-        y = resample(residual, size, "area")
+            inputs.append(_to_tokens(resample_ref(accumulated, size, "bilinear")))
+        y = resample_ref(residual, size, "area")
         scale_inputs.append(_to_tokens(y))
         target = _to_tokens(y.detach() > 0)
         n = target.shape[1]
         seen = target if flips_MNd is None else target ^ flips_MNd[:, offset : offset + n]
         offset += n
-        up = resample(_to_map(bits_to_codes(seen), size), (height, width), "bilinear")
+        up = resample_ref(_to_map(bits_to_codes(seen), size), (height, width), "bilinear")
         residual, accumulated = residual - up, accumulated + up
         targets.append(target)
         history.append(seen)
     if return_inputs:
-        first = _to_tokens(resample(accumulated, sizes[0], "bilinear"))
+        first = _to_tokens(resample_ref(accumulated, sizes[0], "bilinear"))
         inputs.insert(0, _shift_frames(first, batch))
     # Straight-through (arXiv 2404.02905): the latents receive the reconstruction's gradient.
     reconstruction = x_MdHW + (accumulated - x_MdHW).detach() if x.requires_grad else accumulated
@@ -182,20 +185,45 @@ def _bsq_quantize_triton(
     return_inputs: bool = False,
     return_losses: bool = False,
 ) -> Quantized:
-    grids = tuple((int(h), int(w)) for h, w in sizes)
-    reconstruction, targets, bits, inputs, scale_inputs = BsqQuantize.apply(
-        x, flips, grids, return_inputs, return_losses
-    )
+    return _quantized(*BsqQuantize.apply(x, flips, _grids(sizes), return_inputs, return_losses))
+
+
+def _bsq_quantize_cpp(
+    x: Tensor,
+    sizes: Sizes,
+    *,
+    flips: Tensor | None = None,
+    return_inputs: bool = False,
+    return_losses: bool = False,
+) -> Quantized:
+    return _quantized(*bsq_quantize_cpp(x, flips, _grids(sizes), return_inputs, return_losses))
+
+
+def _grids(sizes: Sizes) -> tuple[tuple[int, int], ...]:
+    return tuple((int(h), int(w)) for h, w in sizes)
+
+
+def _quantized(
+    reconstruction: Tensor,
+    targets: Tensor,
+    bits: Tensor,
+    inputs: Tensor | None,
+    scale_inputs: Tensor | None,
+) -> Quantized:
     return Quantized(
         targets=targets,
         bits=bits,
         reconstruction=reconstruction,
         inputs=inputs,
-        losses=_soft_terms(scale_inputs) if return_losses else None,
+        losses=None if scale_inputs is None else _soft_terms(scale_inputs),
     )
 
 
-_BSQ_QUANTIZE = {"reference": bsq_quantize_ref, "triton": _bsq_quantize_triton}
+_BSQ_QUANTIZE = {
+    "reference": bsq_quantize_ref,
+    "cpp": _bsq_quantize_cpp,
+    "triton": _bsq_quantize_triton,
+}
 
 
 def dequantize(bits: Tensor, sizes: Sizes) -> Tensor:

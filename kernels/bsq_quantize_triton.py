@@ -25,7 +25,7 @@ from torch.autograd.function import once_differentiable
 
 from videoar.kernels.bilinear_triton import load_bilinear
 from videoar.kernels.jit import jit, tl, triton
-from videoar.kernels.resample import resample_adjoint
+from videoar.kernels.resample import resample_adjoint_triton
 from videoar.kernels.variant import Variant
 
 Sizes = tuple[tuple[int, int], ...]
@@ -272,7 +272,8 @@ class BsqQuantize(torch.autograd.Function):
                 part.transpose(2, 3).unflatten(3, size)
                 for part, size in zip(parts, ctx.sizes, strict=True)
             ]
-            whole = sum(resample_adjoint(g, ctx.sizes[-1], "area") for g in maps).transpose(1, 2)
+            grads = (resample_adjoint_triton(g, ctx.sizes[-1], "area") for g in maps)
+            whole = sum(grads).transpose(1, 2)
             grad = whole.to(ctx.dtype) if grad is None else grad + whole.to(ctx.dtype)
         return grad, None, None, None, None
 

@@ -13,11 +13,13 @@ width, S segments. Bytes that must move: the used rows of both caches, q and out
 import torch
 from torch import Tensor
 
+from videoar.kernels.cached_attention_cpp import cached_attention_cpp
+from videoar.kernels.cached_attention_flash import cached_attention_flash
 from videoar.kernels.cached_attention_triton import cached_attention_triton
 from videoar.kernels.chunk_attention import masked_attention
 from videoar.kernels.dispatch import select
-
-IMPLEMENTATIONS = (None, "sdpa")
+from videoar.kernels.rows import check_devices
+from videoar.kernels.values import values_known
 
 
 def cached_attention(
@@ -38,23 +40,28 @@ def cached_attention(
             not count, but must be finite.
         v_cache: as `k_cache`.
         segments: int32 `[B,S,2]` of (start, length), disjoint within a row, in any order; length 0
-            is allowed. Values on a GPU are trusted.
+            is allowed. Values on a GPU are trusted, unless VIDEOAR_DEBUG=1.
         scale: of the scores; None: D^-1/2.
-        impl: None for the kernel of the device, "sdpa" for `scaled_dot_product_attention`.
+        impl: None for the kernel of the device, "sdpa" for the plain PyTorch twin around
+            `scaled_dot_product_attention`, "flash" for the flash-attn package (a GPU, 16-bit q, D
+            a multiple of 8).
 
     Returns:
         `[B,H,L,D]` in the dtype of q, 0 in a row without keys.
 
     Raises:
-        ValueError: a shape, dtype or segment that does not fit, or an `impl` that is not there.
+        ValueError: a shape, dtype, device or segment that does not fit, or an unknown `impl`.
+        ImportError: `impl` "flash" without its package.
     """
-    if impl not in IMPLEMENTATIONS:
-        hint = " (flash-attn comes with the `flash` extra)" if impl == "flash" else ""
-        raise ValueError(f"impl: expected one of {IMPLEMENTATIONS}, got {impl!r}{hint}")
+    if impl not in (None, *_ALTERNATIVES):
+        raise ValueError(f"impl: expected one of {(None, *_ALTERNATIVES)}, got {impl!r}")
     _check(q_BHLD, k_cache, v_cache, segments)
-    implementation = cached_attention_ref
     if impl is None:
-        implementation = select("cached_attention", q_BHLD, _IMPLEMENTATIONS)
+        implementation = select(
+            "cached_attention", q_BHLD, _IMPLEMENTATIONS, k_cache=k_cache, v_cache=v_cache
+        )
+    else:
+        implementation = _ALTERNATIVES[impl]
     return implementation(q_BHLD, k_cache, v_cache, segments, scale=scale, impl=impl)
 
 
@@ -81,7 +88,12 @@ def cached_attention_ref(
     return out.view(q_BHLD.shape)
 
 
-_IMPLEMENTATIONS = {"reference": cached_attention_ref, "triton": cached_attention_triton}
+_IMPLEMENTATIONS = {
+    "reference": cached_attention_ref,
+    "cpp": cached_attention_cpp,
+    "triton": cached_attention_triton,
+}
+_ALTERNATIVES = {"sdpa": cached_attention_ref, "flash": cached_attention_flash}
 
 
 def segment_mask(segments: Tensor, low: int, high: int) -> Tensor:
@@ -103,12 +115,13 @@ def _used_range(segments: Tensor) -> tuple[int, int, bool]:
 
 
 def _check(q: Tensor, k_cache: Tensor, v_cache: Tensor, segments: Tensor) -> None:
-    if q.dim() != 4 or not q.is_floating_point():
+    if q.dim() != 4 or not q.is_floating_point() or 0 in (q.shape[1], q.shape[3]):
         raise ValueError(f"q: expected floating [B,H,L,D], got {q.dtype} {list(q.shape)}")
     batch, heads, _, width = q.shape
     for name, x in {"k_cache": k_cache, "v_cache": v_cache}.items():
         same_axes = x.dim() == 4 and (x.shape[0], x.shape[3]) == (batch, width)
-        if not same_axes or x.shape != k_cache.shape or x.dtype != q.dtype or heads % x.shape[1]:
+        same_axes = same_axes and x.shape[1] > 0 and heads % x.shape[1] == 0
+        if not same_axes or x.shape != k_cache.shape or x.dtype != q.dtype:
             raise ValueError(
                 f"{name}: expected {q.dtype} [{batch}, G, capacity, {width}] with G a divisor of "
                 f"{heads}, got {x.dtype} {list(x.shape)}"
@@ -117,7 +130,8 @@ def _check(q: Tensor, k_cache: Tensor, v_cache: Tensor, segments: Tensor) -> Non
         raise ValueError(f"segments: expected [{batch}, S, 2], got {list(segments.shape)}")
     if segments.dtype != torch.int32:
         raise ValueError(f"segments: expected torch.int32, got {segments.dtype}")
-    if segments.device.type == "cpu":
+    check_devices(q=q, k_cache=k_cache, v_cache=v_cache, segments=segments)
+    if values_known(segments):
         _check_segments(segments, k_cache.shape[2])
 
 

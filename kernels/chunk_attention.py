@@ -17,6 +17,10 @@ from torch.nn.functional import scaled_dot_product_attention
 from videoar.kernels.chunk_attention_triton import chunk_attention_triton
 from videoar.kernels.chunk_blocks import Chunks
 from videoar.kernels.dispatch import select
+from videoar.kernels.rows import check_devices
+from videoar.kernels.values import values_known
+
+INTEGERS = (torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64)
 
 
 def chunk_attention(
@@ -41,9 +45,10 @@ def chunk_attention(
         v_BGLD: as k.
         schedule: the chunks of the video part.
         text_len: text slots in front of the video, padding included.
-        text_lengths: real text tokens of each row, integer `[B]`; None: all `text_len`.
-        frame_visible: bool `[F,F]` or `[B,F,F]`, [query frame, key frame], read for earlier frames
-            only; None: every earlier frame is visible.
+        text_lengths: real text tokens of each row, integer `[B]` on any device; None: all
+            `text_len`. Values on a GPU are trusted, unless VIDEOAR_DEBUG=1.
+        frame_visible: bool `[F,F]` or `[B,F,F]` on any device, [query frame, key frame], read for
+            earlier frames only; None: every earlier frame is visible.
         scale: of the scores; None: D^-1/2.
         mask: `chunk_mask` of these same arguments, to build it once for all layers; a kernel that
             works from the schedule does not read it.
@@ -54,12 +59,12 @@ def chunk_attention(
         text). With `return_lse` also float32 `[B,H,L]`, -inf for such a token.
 
     Raises:
-        ValueError: a shape or dtype that does not fit, naming the argument.
+        ValueError: a shape, dtype, device or length that does not fit, naming the argument.
     """
-    length = text_len + schedule.num_tokens
-    _check_heads(q_BHLD, k_BGLD, v_BGLD, length)
+    _check_heads(q_BHLD, k_BGLD, v_BGLD, text_len, schedule.num_tokens)
     if mask is not None:
-        _check_mask(mask, q_BHLD.shape[0], length)
+        _check_mask(mask, q_BHLD.shape[0], q_BHLD.shape[2])
+    check_devices(q=q_BHLD, k=k_BGLD, v=v_BGLD, mask=mask)
     _check_visibility(schedule, text_len, text_lengths, frame_visible, q_BHLD.shape[0])
     implementation = select("chunk_attention", q_BHLD, _IMPLEMENTATIONS)
     return implementation(
@@ -229,13 +234,19 @@ def _video_mask(
     return causal & (own | seen)
 
 
-def _check_heads(q: Tensor, k: Tensor, v: Tensor, length: int) -> None:
-    if q.dim() != 4 or not q.is_floating_point() or q.shape[2] != length:
-        raise ValueError(f"q: expected floating [B,H,{length},D], got {q.dtype} {list(q.shape)}")
+def _check_heads(q: Tensor, k: Tensor, v: Tensor, text_len: int, num_tokens: int) -> None:
+    length = text_len + num_tokens
+    fits = q.dim() == 4 and q.shape[2] == length and q.shape[1] > 0 and q.shape[3] > 0
+    if not fits or not q.is_floating_point():
+        raise ValueError(
+            f"q: expected floating [B,H,{length},D] for text_len {text_len} and the {num_tokens} "
+            f"tokens of the schedule, got {q.dtype} {list(q.shape)}"
+        )
     batch, heads, _, width = q.shape
     for name, x in {"k": k, "v": v}.items():
         same_axes = x.dim() == 4 and (x.shape[0], *x.shape[2:]) == (batch, length, width)
-        if not same_axes or x.shape != k.shape or x.dtype != q.dtype or heads % x.shape[1]:
+        same_axes = same_axes and x.shape[1] > 0 and heads % x.shape[1] == 0
+        if not same_axes or x.shape != k.shape or x.dtype != q.dtype:
             raise ValueError(
                 f"{name}: expected {q.dtype} [{batch}, G, {length}, {width}] with G a divisor of "
                 f"{heads}, got {x.dtype} {list(x.shape)}"
@@ -263,22 +274,20 @@ def _check_visibility(
         raise ValueError(f"text_len: expected at least 0, got {text_len}")
     if text_lengths is not None:
         rows = text_lengths.shape[0] if text_lengths.dim() == 1 else -1
-        if rows < 0 or rows != (batch or rows) or text_lengths.is_floating_point():
+        if rows < 0 or rows != (batch or rows) or text_lengths.dtype not in INTEGERS:
             raise ValueError(
                 f"text_lengths: expected integer [{batch or 'B'}], "
                 f"got {text_lengths.dtype} {list(text_lengths.shape)}"
             )
-        # Reading a GPU tensor would stall its stream, so there the values are trusted.
-        on_host = text_lengths.device.type == "cpu"
-        if on_host and ((text_lengths < 0) | (text_lengths > text_len)).any():
+        known = values_known(text_lengths)
+        if known and ((text_lengths < 0) | (text_lengths > text_len)).any():
             raise ValueError(f"text_lengths: expected 0 .. {text_len}, got {text_lengths.tolist()}")
         batch = rows
     if frame_visible is not None:
         frames = int(schedule.frame_ids().max()) + 1 if schedule.num_tokens else 0
         shape = frame_visible.shape
-        square = shape[-1:] == shape[-2:-1] and shape[-1] >= frames
         batched = len(shape) == 2 or (len(shape) == 3 and shape[0] in (1, batch or shape[0]))
-        if not (square and batched) or frame_visible.dtype != torch.bool:
+        if not (batched and shape[-1] == shape[-2] >= frames) or frame_visible.dtype != torch.bool:
             raise ValueError(
                 f"frame_visible: expected bool [F,F] or [{batch or 'B'},F,F] with F at least "
                 f"{frames}, got {frame_visible.dtype} {list(shape)}"

@@ -1,9 +1,11 @@
 """The one rule that decides which implementation of an operation serves a call.
 
-A CUDA tensor is served by the op's "triton" kernel, a CPU tensor by its "cpp" kernel. An op whose
-kernel for that device is not written yet, and a device that has no kernels (such as meta), is
-served by "reference", the plain-PyTorch twin that every op has. Nothing else moves a call: a kernel
-that exists and cannot serve its arguments raises.
+A CUDA tensor is served by the op's "triton" kernel, a CPU tensor by its "cpp" kernel. The C++
+kernels compute float32 and bfloat16, and have no backward: on a CPU, a call with another floating
+dtype and a call that autograd must record (gradients are enabled and an input requires one) are
+served by "reference", the plain-PyTorch twin that every op has. So are an op whose kernel for the
+device is not written yet and a device that has no kernels (such as meta). All of this can be read
+off the call; nothing else moves it: a kernel that exists and cannot serve its arguments raises.
 
 `use_backend` overrides the rule, for tests and baselines.
 """
@@ -13,9 +15,11 @@ from contextlib import contextmanager
 from contextvars import ContextVar
 from typing import TypeVar
 
+import torch
 from torch import Tensor
 
 BACKENDS = ("reference", "cpp", "triton")
+CPP_DTYPES = (torch.float32, torch.bfloat16)
 
 _KERNEL_OF_DEVICE = {"cuda": "triton", "cpu": "cpp"}
 _forced: ContextVar[str | None] = ContextVar("videoar_backend", default=None)
@@ -43,35 +47,69 @@ def use_backend(name: str | None) -> Iterator[None]:
         _forced.reset(token)
 
 
+def forced_backend() -> str | None:
+    """The backend that `use_backend` forces here; None where the rule of the device holds."""
+    return _forced.get()
+
+
 def select(
-    op: str, tensor: Tensor, implementations: Mapping[str, Implementation]
+    op: str,
+    tensor: Tensor,
+    implementations: Mapping[str, Implementation],
+    **others: Tensor | None,
 ) -> Implementation:
-    """Return the implementation of `op` that serves `tensor`, by the rule at the file's head.
+    """Return the implementation of `op` that serves a call, by the rule at the file's head.
 
     Args:
         op: name of the operation, for messages.
         tensor: the tensor whose device decides.
         implementations: what is written, by backend; "reference" is always among them.
+        others: the call's other tensors, by argument name. An op with a "cpp" implementation, which
+            reads memory by address, passes all of them.
 
     Raises:
-        ValueError: the forced backend does not exist for this op, or cannot read the tensor's
-            memory: "cpp" off the CPU, "triton" off the GPU and not in its interpreter.
+        ValueError: the forced backend does not exist for this op or cannot serve the call, or the
+            C++ kernel would read a tensor that is not in the CPU's memory.
     """
-    assert "reference" in implementations, f"{op} has no reference implementation"
     forced = _forced.get()
     if forced is None:
         kernel = _KERNEL_OF_DEVICE.get(tensor.device.type, "reference")
-        return implementations.get(kernel, implementations["reference"])
+        if kernel not in implementations:
+            return implementations["reference"]
+        if kernel == "cpp" and _beyond_cpp(tensor, others):
+            return implementations["reference"]
+        return implementations[kernel]
     if forced not in implementations:
         raise ValueError(f"{op}: no {forced!r} backend, it has {sorted(implementations)}")
-    if forced == "cpp" and tensor.device.type != "cpu":
-        raise ValueError(f"{op}: the 'cpp' backend needs a CPU tensor, got one on {tensor.device}")
+    if forced == "cpp" and (reason := _beyond_cpp(tensor, others)):
+        raise ValueError(f"{op}: the 'cpp' backend {reason}")
     if forced == "triton" and tensor.device.type != "cuda" and not _interpreted():
         raise ValueError(
             f"{op}: the 'triton' backend needs a CUDA tensor or TRITON_INTERPRET=1, "
             f"got one on {tensor.device}"
         )
     return implementations[forced]
+
+
+def _beyond_cpp(tensor: Tensor, others: Mapping[str, Tensor | None]) -> str | None:
+    """Why the call is not one for a C++ kernel, or None.
+
+    Raises:
+        ValueError: `tensor` is on the CPU and another one is not.
+    """
+    if not tensor.is_cpu:
+        return f"needs a CPU tensor, got one on {tensor.device}"
+    grad = torch.is_grad_enabled()
+    for name, t in (("", tensor), *others.items()):
+        if t is None:
+            continue
+        if not t.is_cpu:
+            raise ValueError(f"{name}: expected on cpu, got on {t.device}")
+        if grad and t.requires_grad:
+            return "has no backward, and autograd would have to record this call"
+        if t.dtype not in CPP_DTYPES and t.is_floating_point():
+            return f"computes {CPP_DTYPES}, got {t.dtype}"
+    return None
 
 
 def _interpreted() -> bool:

@@ -21,9 +21,12 @@ from torch import Tensor
 
 from videoar.kernels.bsq_quantize import bits_to_codes
 from videoar.kernels.dispatch import select
+from videoar.kernels.next_scale_cpp import next_scale_cpp
 from videoar.kernels.next_scale_triton import next_scale_triton
-from videoar.kernels.philox import philox_uniform
-from videoar.kernels.resample import resample
+from videoar.kernels.philox import philox_uniform_ref
+from videoar.kernels.resample import resample_ref
+from videoar.kernels.rows import check_devices
+from videoar.kernels.values import values_known
 
 Sizes = Sequence[tuple[int, int]]
 
@@ -54,13 +57,14 @@ def next_scale(
     seeds: Tensor | None = None,
     frames: int | Tensor = 0,
     noise: Tensor | None = None,
+    out: NextScale | None = None,
 ) -> NextScale:
     """Sample the bits of one scale and prepare the next (arXiv 2601.05966, Eq. 2, 5 and 6).
 
     Args:
         logits: `[R,n,2d]`, floating; elements 2j and 2j + 1 are the logits of bit j being 0 and 1.
         accumulator: float32 `[R,d,H,W]`, sum of the upsampled codes of the coarser scales of the
-            frame; zero before the first. Not changed.
+            frame; zero before the first. Not changed, unless it is also `out.accumulator`.
         sizes: `((h_1,w_1), ..., (H,W))`.
         scale: index of this scale, from 0.
         logits_uncond: of the unconditional rows, as `logits`; None: no guidance.
@@ -69,6 +73,10 @@ def next_scale(
         seeds: int64 `[R]`, keys of the random numbers; see `philox_uniform`.
         frames: latent frame index, one for all rows or `[R]`.
         noise: float32 `[R,n,d]` uniforms to use instead of those of `seeds`.
+        out: where to write the results, contiguous; `out.accumulator` may be `accumulator`.
+
+    Returns:
+        New tensors, or those of `out`.
 
     Raises:
         ValueError: a shape or dtype that does not fit, naming the argument, or no source of
@@ -76,7 +84,13 @@ def next_scale(
     """
     _check_shapes(logits, accumulator, sizes, scale, logits_uncond)
     _check_sampling(logits, logits_uncond, guidance, temperature, seeds, noise)
-    implementation = select("next_scale", logits, _NEXT_SCALE)
+    if out is not None:
+        _check_out(out, accumulator, sizes, scale)
+    per_row = {"guidance": guidance, "temperature": temperature}
+    tensors = {name: value for name, value in per_row.items() if isinstance(value, Tensor)}
+    tensors |= {"logits_uncond": logits_uncond, "seeds": seeds, "noise": noise}
+    check_devices(logits=logits, accumulator=accumulator, **tensors)
+    implementation = select("next_scale", logits, _NEXT_SCALE, accumulator=accumulator, **tensors)
     return implementation(
         logits,
         accumulator,
@@ -88,6 +102,7 @@ def next_scale(
         seeds=seeds,
         frames=frames,
         noise=noise,
+        out=out,
     )
 
 
@@ -104,6 +119,7 @@ def next_scale_ref(
     seeds: Tensor | None = None,
     frames: int | Tensor = 0,
     noise: Tensor | None = None,
+    out: NextScale | None = None,
 ) -> NextScale:
     """Plain PyTorch twin of `next_scale`."""
     delta = _bit_delta(logits)
@@ -111,20 +127,29 @@ def next_scale_ref(
         uncond = _bit_delta(logits_uncond)
         delta = uncond + _per_row(guidance) * (delta - uncond)
     if noise is None and seeds is not None:
-        noise = philox_uniform(seeds, frames, scale, *delta.shape[1:])
+        noise = philox_uniform_ref(seeds, frames, scale, *delta.shape[1:])
     bits = _draw(delta, temperature, noise)
     codes = bits_to_codes(bits).transpose(1, 2).unflatten(2, tuple(sizes[scale]))
-    accumulator = accumulator + resample(codes, tuple(sizes[-1]), "bilinear")
+    accumulator = accumulator + resample_ref(codes, tuple(sizes[-1]), "bilinear")
     following = tuple(sizes[(scale + 1) % len(sizes)])
-    inputs = resample(accumulator, following, "bilinear").flatten(2).transpose(1, 2)
-    return NextScale(bits, accumulator, inputs)
+    inputs = resample_ref(accumulator, following, "bilinear").flatten(2).transpose(1, 2)
+    step = NextScale(bits, accumulator, inputs)
+    return step if out is None else NextScale(*(o.copy_(s) for o, s in zip(out, step, strict=True)))
 
 
 def _next_scale_triton(*arguments, **options) -> NextScale:
     return NextScale(*next_scale_triton(*arguments, **options))
 
 
-_NEXT_SCALE = {"reference": next_scale_ref, "triton": _next_scale_triton}
+def _next_scale_cpp(*arguments, **options) -> NextScale:
+    return NextScale(*next_scale_cpp(*arguments, **options))
+
+
+_NEXT_SCALE = {
+    "reference": next_scale_ref,
+    "cpp": _next_scale_cpp,
+    "triton": _next_scale_triton,
+}
 
 
 def _bit_delta(logits: Tensor) -> Tensor:
@@ -151,18 +176,46 @@ def _check_shapes(
     if not 0 <= scale < len(sizes):
         raise ValueError(f"scale: expected 0 .. {len(sizes) - 1}, got {scale}")
     tokens = sizes[scale][0] * sizes[scale][1]
-    if logits.dim() != 3 or logits.shape[1] != tokens or logits.shape[2] % 2:
-        raise ValueError(f"logits: expected [R, {tokens}, 2d], got {list(logits.shape)}")
+    fits = (
+        logits.dim() == 3
+        and logits.shape[1] == tokens
+        and logits.shape[2] % 2 == 0 < logits.shape[2]
+    )
+    if not fits or not logits.is_floating_point():
+        raise ValueError(
+            f"logits: expected floating [R, {tokens}, 2d], got {logits.dtype} {list(logits.shape)}"
+        )
     expected = (logits.shape[0], logits.shape[2] // 2, *sizes[-1])
     if tuple(accumulator.shape) != expected or accumulator.dtype != torch.float32:
         raise ValueError(
             f"accumulator: expected torch.float32 {list(expected)}, "
             f"got {accumulator.dtype} {list(accumulator.shape)}"
         )
-    if logits_uncond is not None and logits_uncond.shape != logits.shape:
+    if logits_uncond is None:
+        return
+    if logits_uncond.shape != logits.shape or logits_uncond.dtype != logits.dtype:
         raise ValueError(
-            f"logits_uncond: expected {list(logits.shape)}, got {list(logits_uncond.shape)}"
+            f"logits_uncond: expected {logits.dtype} {list(logits.shape)}, "
+            f"got {logits_uncond.dtype} {list(logits_uncond.shape)}"
         )
+
+
+def _check_out(out: NextScale, accumulator: Tensor, sizes: Sizes, scale: int) -> None:
+    rows, num_bits = accumulator.shape[:2]
+    height, width = sizes[(scale + 1) % len(sizes)]
+    expected = {
+        "bits": (torch.bool, (rows, sizes[scale][0] * sizes[scale][1], num_bits)),
+        "accumulator": (torch.float32, tuple(accumulator.shape)),
+        "inputs": (torch.float32, (rows, height * width, num_bits)),
+    }
+    for (name, (dtype, shape)), tensor in zip(expected.items(), out, strict=True):
+        fits = tensor.dtype == dtype and tuple(tensor.shape) == shape and tensor.is_contiguous()
+        if not fits or tensor.device != accumulator.device:
+            raise ValueError(
+                f"out.{name}: expected contiguous {dtype} {list(shape)} on {accumulator.device}, "
+                f"got {tensor.dtype} {list(tensor.shape)}, strides {list(tensor.stride())}, "
+                f"on {tensor.device}"
+            )
 
 
 def _check_sampling(
@@ -180,12 +233,18 @@ def _check_sampling(
     if logits_uncond is None and not isinstance(guidance, Tensor) and guidance != 1:
         raise ValueError(f"guidance: expected 1 without logits_uncond, got {guidance}")
     greedy = not isinstance(temperature, Tensor) and temperature == 0
-    if not isinstance(temperature, Tensor) and not temperature >= 0:
+    if isinstance(temperature, Tensor):
+        valid = not values_known(temperature) or bool((temperature >= 0).all())
+    else:
+        valid = temperature >= 0
+    if not valid:
         raise ValueError(f"temperature: expected at least 0, got {temperature}")
     if seeds is None and noise is None and not greedy:
         raise ValueError("seeds: expected seeds or noise at a temperature above 0, got neither")
-    if seeds is not None and tuple(seeds.shape) != (rows,):
-        raise ValueError(f"seeds: expected [{rows}], got {list(seeds.shape)}")
+    if seeds is not None and (tuple(seeds.shape) != (rows,) or seeds.dtype != torch.int64):
+        raise ValueError(f"seeds: expected int64 [{rows}], got {seeds.dtype} {list(seeds.shape)}")
     expected = (rows, tokens, classes // 2)
-    if noise is not None and tuple(noise.shape) != expected:
-        raise ValueError(f"noise: expected {list(expected)}, got {list(noise.shape)}")
+    if noise is not None and (tuple(noise.shape) != expected or noise.dtype != torch.float32):
+        raise ValueError(
+            f"noise: expected torch.float32 {list(expected)}, got {noise.dtype} {list(noise.shape)}"
+        )

@@ -157,6 +157,7 @@ def next_scale_triton(
     seeds: Tensor | None,
     frames: int | Tensor,
     noise: Tensor | None,
+    out: tuple[Tensor, Tensor, Tensor] | None,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Launch `next_scale_kernel`; arguments and results as `next_scale`."""
     rows, num_bits = accumulator.shape[:2]
@@ -170,18 +171,20 @@ def next_scale_triton(
     if noise is not None:
         noise, seeds = noise.contiguous(), None
     if seeds is not None:
-        if seeds.dtype != torch.int64:
-            raise ValueError(f"seeds: expected int64 [R], got {seeds.dtype} {list(seeds.shape)}")
         frames, seeds = check_frames(frames, seeds), seeds.contiguous()
     if full[0] * full[1] * num_bits >= 2**31:
         raise ValueError(
             f"accumulator: expected under 2**31 values a row, got {list(accumulator.shape)}"
         )
-    bits = torch.empty(rows, size[0] * size[1], num_bits, dtype=torch.bool, device=logits.device)
-    out = torch.empty_like(accumulator)
-    inputs = torch.empty(rows, following[0] * following[1], num_bits, device=logits.device)
+    if out is None:
+        out = (
+            torch.empty(rows, size[0] * size[1], num_bits, dtype=torch.bool, device=logits.device),
+            torch.empty_like(accumulator),
+            torch.empty(rows, following[0] * following[1], num_bits, device=logits.device),
+        )
+    bits, total, inputs = out
     if bits.numel() == 0:
-        return bits, out, inputs
+        return bits, total, inputs
 
     def per_row(value: float | Tensor) -> tuple[Tensor | None, float]:
         return (value.float().contiguous(), 0.0) if isinstance(value, Tensor) else (None, value)
@@ -200,7 +203,7 @@ def next_scale_triton(
         guidance_rows,
         temperature_rows,
         bits.view(torch.uint8),
-        out,
+        total,
         inputs,
         0 if isinstance(frames, Tensor) else frames,
         float(guidance_value),
@@ -219,7 +222,7 @@ def next_scale_triton(
         num_warps=num_warps,
         num_stages=1,
     )
-    return bits, out, inputs
+    return bits, total, inputs
 
 
 def aot_variants() -> list[Variant]:

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from videoar.kernels.dispatch import select
 from videoar.kernels.jit import jit, tl, triton
+from videoar.kernels.pack_bits_cpp import pack_bits_cpp, unpack_bits_cpp
 from videoar.kernels.rows import as_rows
 from videoar.kernels.variant import Variant
 
@@ -140,8 +141,22 @@ def _unpack_bits_triton(words: Tensor, d: int) -> Tensor:
     return bits
 
 
-_PACK_BITS = {"reference": pack_bits_ref, "triton": _pack_bits_triton}
-_UNPACK_BITS = {"reference": unpack_bits_ref, "triton": _unpack_bits_triton}
+def _pack_bits_cpp(bits: Tensor) -> Tensor:
+    _check_bits(bits)
+    return pack_bits_cpp(bits)
+
+
+def _unpack_bits_cpp(words: Tensor, d: int) -> Tensor:
+    _check_words(words, d)
+    return unpack_bits_cpp(words, d)
+
+
+_PACK_BITS = {"reference": pack_bits_ref, "cpp": _pack_bits_cpp, "triton": _pack_bits_triton}
+_UNPACK_BITS = {
+    "reference": unpack_bits_ref,
+    "cpp": _unpack_bits_cpp,
+    "triton": _unpack_bits_triton,
+}
 
 
 def aot_variants() -> list[Variant]:

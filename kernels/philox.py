@@ -15,6 +15,7 @@ from torch import Tensor
 from videoar import _C
 from videoar.kernels.dispatch import select
 from videoar.kernels.jit import jit, tl, triton
+from videoar.kernels.values import values_known
 from videoar.kernels.variant import Variant
 
 _ROUNDS = 10
@@ -261,8 +262,7 @@ def check_frames(frames: int | Tensor, seeds: Tensor) -> int | Tensor:
             f"frames: expected int32 or int64 {list(seeds.shape)}, "
             f"got {frames.dtype} {list(frames.shape)}"
         )
-    frames = frames.to(seeds.device, torch.int64)
-    # Reading the values of a CUDA tensor would stall its stream, so there they are trusted.
-    if not frames.is_cuda and bool(((frames < 0) | (frames > _MASK)).any()):
+    known, frames = values_known(frames), frames.long()
+    if known and bool(((frames < 0) | (frames > _MASK)).any()):
         raise ValueError(f"frames: expected 0 .. 2**32 - 1, got {frames.tolist()}")
-    return frames
+    return frames.to(seeds.device)

@@ -19,9 +19,13 @@ import torch
 from torch import Tensor
 
 from videoar.kernels.dispatch import select
+from videoar.kernels.qk_norm_rope_cpp import qk_norm_rope_cpp
 from videoar.kernels.qk_norm_rope_triton import qk_norm_rope_triton
+from videoar.kernels.rows import check_devices
+from videoar.kernels.values import values_known
 
 Sections = tuple[int, int, int]
+_START_DTYPES = (torch.int32, torch.int64)
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,7 +37,7 @@ class CacheWrite:
         k_cache: `[B,G,capacity,D]`, rows start .. start + L are overwritten in place.
         v_cache: as `k_cache`, for the values.
         start: first row, an int for the whole batch or an int32/int64 tensor `[B]`. The values of
-            a tensor are trusted: they are only known on its device.
+            a tensor on a GPU are trusted, unless VIDEOAR_DEBUG=1.
     """
 
     v_BGLD: Tensor
@@ -84,13 +88,20 @@ def qk_norm_rope(
         q and k, in their shapes and dtypes.
 
     Raises:
-        ValueError: a shape or dtype that does not fit, or an int start beyond the capacity.
+        ValueError: a shape, dtype or device that does not fit, or a start beyond the capacity.
     """
     _check_heads(q_BHLD, k_BGLD, positions, sections)
     _check_weights(q_BHLD.shape[-1], q_weight, k_weight)
+    check_devices(q=q_BHLD, k=k_BGLD, positions=positions, q_weight=q_weight, k_weight=k_weight)
     if cache is not None:
         _check_cache(k_BGLD, cache)
-    implementation = select("qk_norm_rope", q_BHLD, _IMPLEMENTATIONS)
+    written = {}
+    if cache is not None:
+        written = {"v_BGLD": cache.v_BGLD, "k_cache": cache.k_cache, "v_cache": cache.v_cache}
+    weights = {"q_weight": q_weight, "k_weight": k_weight}
+    implementation = select(
+        "qk_norm_rope", q_BHLD, _IMPLEMENTATIONS, k=k_BGLD, **weights, **written
+    )
     return implementation(
         q_BHLD,
         k_BGLD,
@@ -130,7 +141,11 @@ def qk_norm_rope_ref(
     return q_out, k_out
 
 
-_IMPLEMENTATIONS = {"reference": qk_norm_rope_ref, "triton": qk_norm_rope_triton}
+_IMPLEMENTATIONS = {
+    "reference": qk_norm_rope_ref,
+    "cpp": qk_norm_rope_cpp,
+    "triton": qk_norm_rope_triton,
+}
 
 
 def rope_angles(
@@ -170,11 +185,11 @@ def _write(cache: Tensor, x_BGLD: Tensor, start: int | Tensor) -> None:
 
 
 def _check_heads(q: Tensor, k: Tensor, positions: Tensor, sections: Sections) -> None:
-    if q.dim() != 4 or not q.is_floating_point() or q.shape[-1] % 2:
+    if q.dim() != 4 or not q.is_floating_point() or q.shape[-1] < 2 or q.shape[-1] % 2:
         raise ValueError(f"q: expected floating [B,H,L,even D], got {q.dtype} {list(q.shape)}")
     batch, _, length, width = q.shape
     same_axes = k.dim() == 4 and (k.shape[0], *k.shape[2:]) == (batch, length, width)
-    if not same_axes or k.dtype != q.dtype:
+    if not same_axes or 0 in (q.shape[1], k.shape[1]) or k.dtype != q.dtype:
         raise ValueError(
             f"k: expected {q.dtype} [{batch}, G, {length}, {width}], got {k.dtype} {list(k.shape)}"
         )
@@ -195,29 +210,42 @@ def _check_weights(width: int, q_weight: Tensor | None, k_weight: Tensor | None)
         missing = "q_weight" if q_weight is None else "k_weight"
         raise ValueError(f"{missing}: expected both weights or neither, got None")
     for name, weight in {"q_weight": q_weight, "k_weight": k_weight}.items():
-        if weight is not None and tuple(weight.shape) != (width,):
-            raise ValueError(f"{name}: expected [{width}], got {list(weight.shape)}")
+        if weight is None:
+            continue
+        if tuple(weight.shape) != (width,) or not weight.is_floating_point():
+            raise ValueError(
+                f"{name}: expected floating [{width}], got {weight.dtype} {list(weight.shape)}"
+            )
 
 
 def _check_cache(k: Tensor, cache: CacheWrite) -> None:
     batch, groups, length, width = k.shape
     if cache.v_BGLD.shape != k.shape:
         raise ValueError(f"cache.v_BGLD: expected {list(k.shape)}, got {list(cache.v_BGLD.shape)}")
-    for name, rows in {"k_cache": cache.k_cache, "v_cache": cache.v_cache}.items():
-        if rows.dim() != 4 or (*rows.shape[:2], rows.shape[3]) != (batch, groups, width):
+    caches = {"cache.k_cache": cache.k_cache, "cache.v_cache": cache.v_cache}
+    for name, rows in caches.items():
+        same_axes = rows.dim() == 4 and (*rows.shape[:2], rows.shape[3]) == (batch, groups, width)
+        if not same_axes or not rows.is_floating_point():
             raise ValueError(
-                f"cache.{name}: expected [{batch}, {groups}, capacity, {width}], "
-                f"got {list(rows.shape)}"
+                f"{name}: expected floating [{batch}, {groups}, capacity, {width}], "
+                f"got {rows.dtype} {list(rows.shape)}"
             )
-        if isinstance(cache.start, int) and not 0 <= cache.start <= rows.shape[2] - length:
-            raise ValueError(
-                f"cache.start: expected 0 .. {rows.shape[2] - length} ({length} rows into "
-                f"a {name} of {rows.shape[2]}), got {cache.start}"
-            )
-    if isinstance(cache.start, Tensor) and (
-        tuple(cache.start.shape) != (batch,) or cache.start.is_floating_point()
-    ):
+    start = cache.start
+    if not isinstance(start, int | Tensor):
+        raise ValueError(f"cache.start: expected an int or int32 or int64 [{batch}], got {start!r}")
+    on_device = {"cache.start": start} if isinstance(start, Tensor) else {}
+    if on_device and (tuple(start.shape) != (batch,) or start.dtype not in _START_DTYPES):
         raise ValueError(
-            f"cache.start: expected an int or integer [{batch}], "
-            f"got {cache.start.dtype} {list(cache.start.shape)}"
+            f"cache.start: expected an int or int32 or int64 [{batch}], "
+            f"got {start.dtype} {list(start.shape)}"
+        )
+    check_devices(k=k, **{"cache.v_BGLD": cache.v_BGLD}, **caches, **on_device)
+    capacity = min(rows.shape[2] for rows in caches.values())
+    starts = [start]
+    if on_device:
+        starts = start.tolist() if values_known(start) else []
+    if any(not 0 <= first <= capacity - length for first in starts):
+        raise ValueError(
+            f"cache.start: expected 0 .. {capacity - length} ({length} rows into a cache of "
+            f"{capacity}), got {starts if on_device else start}"
         )

@@ -20,39 +20,9 @@ from torch.autograd.function import once_differentiable
 
 from videoar.kernels.dispatch import select
 from videoar.kernels.jit import jit, tl, triton
+from videoar.kernels.resample_cpp import resample_adjoint_cpp, resample_cpp
+from videoar.kernels.resample_matrix import MODES, resample_matrix
 from videoar.kernels.variant import Variant
-
-MODES = ("area", "bilinear", "nearest")
-
-
-def _area(length_in: int, length_out: int) -> Tensor:
-    """Average over every source cell the target cell touches, as adaptive average pooling does."""
-    i = torch.arange(length_out)
-    start = (i * length_in) // length_out
-    stop = -((-(i + 1) * length_in) // length_out)
-    p = torch.arange(length_in)
-    inside = (p >= start[:, None]) & (p < stop[:, None])
-    return inside.double() / (stop - start)[:, None]
-
-
-def _bilinear(length_in: int, length_out: int) -> Tensor:
-    i = torch.arange(length_out, dtype=torch.float64)
-    source = ((i + 0.5) * length_in / length_out - 0.5).clamp(min=0)
-    low = source.floor().long().clamp(max=length_in - 1)
-    high = (low + 1).clamp(max=length_in - 1)
-    weight = source - low
-    matrix = torch.zeros(length_out, length_in, dtype=torch.float64)
-    rows = torch.arange(length_out)
-    matrix[rows, low] += 1 - weight
-    matrix[rows, high] += weight
-    return matrix
-
-
-def _nearest(length_in: int, length_out: int) -> Tensor:
-    rows = torch.arange(length_out)
-    matrix = torch.zeros(length_out, length_in, dtype=torch.float64)
-    matrix[rows, (rows * length_in) // length_out] = 1
-    return matrix
 
 
 @jit
@@ -196,8 +166,8 @@ def _resample_triton(x: Tensor, size: tuple[int, int], mode: str = "bilinear") -
     return x if tuple(x.shape[-2:]) == size else _Resample.apply(x, size, mode)
 
 
-def resample_adjoint(g: Tensor, size: tuple[int, int], mode: str) -> Tensor:
-    """The gradient that `g` `[..., h, w]` brings to a map of `size` (H, W), by the kernel."""
+def resample_adjoint_triton(g: Tensor, size: tuple[int, int], mode: str) -> Tensor:
+    """`resample_adjoint` by the kernel."""
     return g if tuple(g.shape[-2:]) == tuple(size) else _launch_banded(g, size, mode, adjoint=True)
 
 
@@ -236,25 +206,6 @@ def aot_variants() -> list[Variant]:
     return variants
 
 
-@lru_cache(maxsize=512)
-def _matrix(length_in: int, length_out: int, mode: str, device: torch.device) -> Tensor:
-    build = {"area": _area, "bilinear": _bilinear, "nearest": _nearest}[mode]
-    # A matrix kept from inside inference mode could not be used by a backward pass later.
-    with torch.inference_mode(False):
-        return build(length_in, length_out).float().to(device)
-
-
-def resample_matrix(
-    length_in: int, length_out: int, mode: str, device: torch.device | str = "cpu"
-) -> Tensor:
-    """The matrix A of one axis, `[length_out, length_in]` float32; every row sums to 1."""
-    if mode not in MODES:
-        raise ValueError(f"mode: expected one of {MODES}, got {mode!r}")
-    if length_in < 1 or length_out < 1:
-        raise ValueError(f"lengths must be at least 1, got {length_in} and {length_out}")
-    return _matrix(length_in, length_out, mode, torch.device(device))
-
-
 def resample(x: Tensor, size: tuple[int, int], mode: str = "bilinear") -> Tensor:
     """Resize the last two axes of `x`.
 
@@ -269,12 +220,7 @@ def resample(x: Tensor, size: tuple[int, int], mode: str = "bilinear") -> Tensor
     Raises:
         ValueError: an unknown mode, a size below 1, or an `x` without two axes.
     """
-    if mode not in MODES:
-        raise ValueError(f"mode: expected one of {MODES}, got {mode!r}")
-    if x.dim() < 2 or not x.is_floating_point():
-        raise ValueError(f"x: expected floating [..., H, W], got {x.dtype} {tuple(x.shape)}")
-    if len(size) != 2 or min(size) < 1:
-        raise ValueError(f"size: expected (h, w) of at least 1, got {size}")
+    _check("x", x, size, mode)
     return select("resample", x, _RESAMPLE)(x, size, mode)
 
 
@@ -289,4 +235,48 @@ def resample_ref(x: Tensor, size: tuple[int, int], mode: str = "bilinear") -> Te
     return (rows.to(dtype) @ x.to(dtype) @ columns.to(dtype).T).to(x.dtype)
 
 
-_RESAMPLE = {"reference": resample_ref, "triton": _resample_triton}
+def resample_adjoint(g: Tensor, size: tuple[int, int], mode: str = "bilinear") -> Tensor:
+    """The gradient that `g` of a resampled map brings to the map itself.
+
+    Args:
+        g: `[..., h, w]`, floating; computed in float32.
+        size: `(H, W)` of the map that was resampled to `(h, w)`. Equal: `g` itself, untouched.
+        mode: as in `resample`.
+
+    Returns:
+        `[..., H, W]` in the dtype of `g`.
+
+    Raises:
+        ValueError: as `resample`.
+    """
+    _check("g", g, size, mode)
+    return select("resample_adjoint", g, _RESAMPLE_ADJOINT)(g, size, mode)
+
+
+def resample_adjoint_ref(g: Tensor, size: tuple[int, int], mode: str = "bilinear") -> Tensor:
+    """Plain PyTorch twin of `resample_adjoint`."""
+    height, width = g.shape[-2:]
+    if (height, width) == tuple(size):
+        return g
+    rows = resample_matrix(size[0], height, mode, g.device)
+    columns = resample_matrix(size[1], width, mode, g.device)
+    dtype = torch.promote_types(g.dtype, torch.float32)
+    return (rows.to(dtype).T @ g.to(dtype) @ columns.to(dtype)).to(g.dtype)
+
+
+def _check(name: str, x: Tensor, size: tuple[int, int], mode: str) -> None:
+    if mode not in MODES:
+        raise ValueError(f"mode: expected one of {MODES}, got {mode!r}")
+    if x.dim() < 2 or 0 in x.shape[-2:] or not x.is_floating_point():
+        raise ValueError(f"{name}: expected floating [..., H, W], got {x.dtype} {list(x.shape)}")
+    whole = isinstance(size, tuple | list) and all(isinstance(n, int) and n > 0 for n in size)
+    if not whole or len(size) != 2:
+        raise ValueError(f"size: expected (h, w), integers of at least 1, got {size}")
+
+
+_RESAMPLE = {"reference": resample_ref, "cpp": resample_cpp, "triton": _resample_triton}
+_RESAMPLE_ADJOINT = {
+    "reference": resample_adjoint_ref,
+    "cpp": resample_adjoint_cpp,
+    "triton": resample_adjoint_triton,
+}

@@ -13,6 +13,7 @@ from torch.autograd.function import once_differentiable
 
 from videoar.kernels.dispatch import select
 from videoar.kernels.jit import jit, tl, triton
+from videoar.kernels.rms_norm_cpp import rms_norm_cpp
 from videoar.kernels.rows import as_rows, check_devices, check_dtype
 from videoar.kernels.variant import Variant
 
@@ -53,7 +54,8 @@ def rms_norm(
             f"residual: expected {x.dtype} {list(x.shape)}, "
             f"got {residual.dtype} {list(residual.shape)}"
         )
-    return select("rms_norm", x, _RMS_NORM)(x, weight, residual, eps=eps)
+    implementation = select("rms_norm", x, _RMS_NORM, weight=weight, residual=residual)
+    return implementation(x, weight, residual, eps=eps)
 
 
 def rms_norm_ref(
@@ -258,7 +260,7 @@ def _rms_norm_triton(
     return y if residual is None else (y, s)
 
 
-_RMS_NORM = {"reference": rms_norm_ref, "triton": _rms_norm_triton}
+_RMS_NORM = {"reference": rms_norm_ref, "cpp": rms_norm_cpp, "triton": _rms_norm_triton}
 
 
 def aot_variants() -> list[Variant]:

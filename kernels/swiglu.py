@@ -14,6 +14,7 @@ from torch.nn.functional import silu
 from videoar.kernels.dispatch import select
 from videoar.kernels.jit import jit, tl
 from videoar.kernels.rows import as_rows, check_devices, check_dtype
+from videoar.kernels.swiglu_cpp import swiglu_cpp
 from videoar.kernels.variant import Variant
 
 # Eight elements a thread: one load of 16 bytes from each input in bfloat16.
@@ -41,7 +42,7 @@ def swiglu(gate: Tensor, up: Tensor) -> Tensor:
         raise ValueError(
             f"up: expected {gate.dtype} {list(gate.shape)}, got {up.dtype} {list(up.shape)}"
         )
-    return select("swiglu", gate, _SWIGLU)(gate, up)
+    return select("swiglu", gate, _SWIGLU, up=up)(gate, up)
 
 
 def swiglu_ref(gate: Tensor, up: Tensor) -> Tensor:
@@ -183,7 +184,7 @@ def _swiglu_triton(gate: Tensor, up: Tensor) -> Tensor:
     return _SwiGLU.apply(gate, up)
 
 
-_SWIGLU = {"reference": swiglu_ref, "triton": _swiglu_triton}
+_SWIGLU = {"reference": swiglu_ref, "cpp": swiglu_cpp, "triton": _swiglu_triton}
 
 
 def aot_variants() -> list[Variant]:

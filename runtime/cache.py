@@ -28,44 +28,56 @@ class CacheLayout:
     ring_frames: int
 
     @classmethod
-    def of(cls, config: TransformerConfig, num_latent_frames: int | None = None) -> "CacheLayout":
-        """Room for the trained window, or for fewer frames where fewer are wanted."""
-        frames = min(num_latent_frames or config.max_frames, config.max_frames)
-        return cls(
-            max_text=config.max_text,
-            tokens_per_frame=config.tokens_per_frame,
-            ring_frames=frames,
-        )
+    def of(
+        cls, config: TransformerConfig, *, window: int | None = None, max_text: int | None = None
+    ) -> "CacheLayout":
+        """Room for the current frame and `window` earlier ones.
+
+        Args:
+            window: latent frames; None: as many as the model was trained with.
+            max_text: None: the model's.
+
+        Raises:
+            ValueError: a negative window, or more text than the model knows.
+        """
+        window = config.max_frames - 1 if window is None else window
+        max_text = config.max_text if max_text is None else max_text
+        if window < 0:
+            raise ValueError(f"window: expected 0 or more latent frames, got {window}; nearest: 0")
+        if not 1 <= max_text <= config.max_text:
+            raise ValueError(f"max_text: expected 1 .. {config.max_text}, got {max_text}")
+        size = config.tokens_per_frame
+        return cls(max_text=max_text, tokens_per_frame=size, ring_frames=window + 1)
 
     @property
     def capacity(self) -> int:
         """Tokens a slot holds."""
         return self.max_text + self.ring_frames * self.tokens_per_frame
 
-    def start(self, frame: int) -> int:
-        """First row of latent frame `frame`: its place in the ring."""
-        return self.max_text + (frame % self.ring_frames) * self.tokens_per_frame
+    def start(self, frames: Tensor) -> Tensor:
+        """First row of latent frames `frames`: their places in the ring."""
+        return self.max_text + (frames % self.ring_frames) * self.tokens_per_frame
 
-    def segments(self, text_lengths: Tensor, frame: int, filled: int) -> Tensor:
-        """What the tokens of `frame` may see once `filled` of its tokens are written.
+    def segments(self, text_lengths: Tensor, frames: Tensor, filled: Tensor) -> Tensor:
+        """What the tokens of the coming frames may see, computed on the device of its arguments.
 
         Args:
-            text_lengths: int `[B]`.
+            text_lengths: int64 `[B]`.
+            frames: int64 `[B]`, frame each row is at.
+            filled: int64 `[K]`, tokens of this frame that are written, the own chunk included.
 
         Returns:
-            int32 `[B,3,2]` of `(start, length)`: the text, then the ring up to and with the
+            int32 `[K,B,3,2]` of `(start, length)`: the text, then the ring up to and with the
             current frame, then the older frames behind it.
         """
-        place = frame % self.ring_frames
-        size = self.tokens_per_frame
-        behind = 0 if frame < self.ring_frames else (self.ring_frames - 1 - place) * size
-        segments = torch.zeros(len(text_lengths), 3, 2, dtype=torch.int32)
-        segments[:, 0, 1] = text_lengths
-        segments[:, 1, 0] = self.max_text
-        segments[:, 1, 1] = place * size + filled
-        segments[:, 2, 0] = self.max_text + (place + 1) * size
-        segments[:, 2, 1] = behind
-        return segments.to(text_lengths.device)
+        size, place = self.tokens_per_frame, frames % self.ring_frames
+        behind = (self.ring_frames - 1 - place) * size * (frames >= self.ring_frames)
+        text = torch.stack([torch.zeros_like(text_lengths), text_lengths], dim=-1)
+        older = torch.stack([self.max_text + (place + 1) * size, behind], dim=-1)
+        first, count = torch.full_like(place, self.max_text), len(filled)
+        recent = torch.stack([first.expand(count, -1), place * size + filled[:, None]], dim=-1)
+        parts = [text.expand(count, -1, -1), recent, older.expand(count, -1, -1)]
+        return torch.stack(parts, dim=2).int()
 
     def num_bytes(self, config: TransformerConfig, slots: int, dtype: torch.dtype) -> int:
         """Bytes of the whole cache."""
@@ -93,6 +105,12 @@ class StaticCache:
         check_fits(f"a cache of {layout.capacity} tokens in {slots} rows", needed, device)
         shape = (2, config.layers, slots, config.kv_heads, layout.capacity, config.head_dim)
         self.data = torch.zeros(shape, dtype=dtype, device=device)
+
+    def rows(self, first: int, count: int) -> "StaticCache":
+        """The cache of some of the slots, in the same memory."""
+        part = object.__new__(StaticCache)
+        part.layout, part.data = self.layout, self.data[:, :, first : first + count]
+        return part
 
     def layer(self, index: int) -> tuple[Tensor, Tensor]:
         """Keys and values of one layer, `[slots,kv_heads,capacity,head_dim]` each."""

@@ -61,10 +61,10 @@ def read_weights(
         _check_length(path)
         found = _stored_shapes(path)
         if keys is not None:
-            _refuse_difference(path, keys, found.keys(), "that the index places here")
+            refuse_difference(path, keys, found.keys(), "that the index places here")
         places |= dict.fromkeys(found, path)
         shapes |= found
-    _refuse_difference(folder, expected.keys(), shapes.keys(), "of the model")
+    refuse_difference(folder, expected.keys(), shapes.keys(), "of the model")
     for key, shape in expected.items():
         if shapes[key] != tuple(shape):
             text = f"shape {list(shape)} is needed, got {list(shapes[key])}"
@@ -173,7 +173,8 @@ def _stored_shapes(path: Path) -> dict[str, tuple[int, ...]]:
     return shapes
 
 
-def _refuse_difference(where: Path, wanted: Set[str], found: Set[str], which: str) -> None:
+def refuse_difference(where: Path, wanted: Set[str], found: Set[str], which: str) -> None:
+    """CheckpointError naming the first keys that are missing or too many, if any are."""
     for problem, keys in (("missing", wanted - found), ("unexpected", found - wanted)):
         if keys:
             names = ", ".join(sorted(keys)[:_SHOWN])

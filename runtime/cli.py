@@ -13,8 +13,8 @@ from importlib.metadata import entry_points
 from typing import Any
 
 from videoar import __version__
+from videoar.environment import debug
 from videoar.runtime.cli_arguments import Parser, add_commands
-from videoar.runtime.environment import debug
 from videoar.runtime.errors import CapacityError, CheckpointError, MediaError
 
 PLUGINS = "videoar.commands"

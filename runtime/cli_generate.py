@@ -6,23 +6,29 @@ from collections import Counter
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from tqdm import tqdm
 
-from videoar.runtime.cli_models import load_model, model_config, print_json, use_compute
-from videoar.runtime.config import ModelConfig
-from videoar.runtime.guidance import GuidanceSchedule
+from videoar.runtime.cli_models import (
+    load_model,
+    model_config,
+    print_json,
+    text_tokenizer,
+    use_compute,
+)
 from videoar.runtime.media import check_writable, write_video
 from videoar.runtime.pipeline import VideoAR, VideoResult
-from videoar.runtime.sampling import SamplingParams
+from videoar.runtime.requests import make_job
 
 
 def run(args: Namespace) -> None:
     """Make and write one video after the other.
 
     Raises:
-        ValueError: a bad argument; before anything is made.
+        ValueError: a bad argument; before any weights are loaded.
         CheckpointError: the model cannot be loaded.
-        MediaError: a file cannot be written; before anything is made, as far as can be known.
+        MediaError: a file cannot be read or written; before anything is made, as far as can be
+            known.
     """
     begin = time.perf_counter()
     requests = _requests(args)
@@ -30,20 +36,19 @@ def run(args: Namespace) -> None:
     for path in paths:
         check_writable(path)
     use_compute(args)
-    _check_sampling(args, model_config(args))
+    num_given = _check(args, requests)
     model = load_model(args)
     timings = Counter(load=time.perf_counter() - begin)
-    for request in requests:
-        # A stream checks its arguments at once and makes nothing until it is read.
-        model.stream(**request)
     outputs = []
     for path, request in zip(paths, requests, strict=True):
         start = time.perf_counter()
-        result = make_video(model, path.name, **request)
+        result = make_video(model, path.name, only_new=args.only_new, **request)
         made = time.perf_counter()
         write_video(path, result.frames[0], result.fps, scale=args.scale)
         timings.update(result.timings | {"write": time.perf_counter() - made})
         output = describe_output(path, request, result, args.scale)
+        if num_given:
+            output["given_frames"] = 0 if args.only_new else num_given
         outputs.append(output | {"seconds": time.perf_counter() - start})
         if not args.json:
             print(output_line(outputs[-1]), flush=True)
@@ -53,13 +58,14 @@ def run(args: Namespace) -> None:
         print_json({"model": model_name, "outputs": outputs, "timings": timings})
 
 
-def make_video(model: VideoAR, title: str, **request: Any) -> VideoResult:
+def make_video(
+    model: VideoAR, title: str, *, only_new: bool = False, **request: Any
+) -> VideoResult:
     """`model.generate(**request)` of one video, with a progress bar on a terminal's stderr."""
-    config = model.config
-    num_frames = request.get("num_frames") or config.num_frames
-    steps = config.tokenizer.latent_frames(num_frames) * len(config.transformer.sizes)
+    job = make_job(model.config, model.text_tokenizer, **request)
+    steps = sum(shot.num_latent_frames for shot in job.shots) * len(model.config.transformer.sizes)
     with tqdm(total=steps, desc=title, unit="step", disable=None, leave=False) as bar:
-        return model.generate(**request, on_step=lambda frame, scale: bar.update())
+        return model.generate(**request, only_new=only_new, on_step=lambda *step: bar.update())
 
 
 def describe_output(
@@ -67,7 +73,7 @@ def describe_output(
 ) -> dict[str, Any]:
     """What a written file holds; height and width are those of a frame in it."""
     num_frames, height, width, _ = result.frames[0].shape
-    return {
+    output = {
         "path": str(path),
         "prompt": request.get("prompt"),
         "class_id": request.get("class_id"),
@@ -77,6 +83,8 @@ def describe_output(
         "width": width * scale,
         "fps": result.fps,
     }
+    # A number, or the prompt or class of each.
+    return output | {"shots": request["shots"]} if "shots" in request else output
 
 
 def output_line(output: dict[str, Any]) -> str:
@@ -95,22 +103,57 @@ def numbered(path: Path, count: int) -> list[Path]:
 
 
 def _requests(args: Namespace) -> list[dict[str, Any]]:
-    """Arguments of `VideoAR.generate`, one dict a video."""
+    """Arguments of `VideoAR.generate`, one dict a video; what was not asked for is left out."""
     if bool(args.prompt) == bool(args.class_id):
         raise ValueError("prompt: give at least one PROMPT or --class-id, and not both")
     name, values = ("prompt", args.prompt) if args.prompt else ("class_id", args.class_id)
-    common = {
+    options = {
         "num_frames": args.num_frames,
         "guidance": args.guidance,
         "temperature": args.temperature,
+        "context": args.context,
+        "image": args.image,
+        "video": args.video,
     }
-    return [{name: value, "seed": args.seed + i, **common} for i, value in enumerate(values)]
+    common = {name: value for name, value in options.items() if value is not None}
+    if args.shots > 1:
+        common["shots"] = args.shots
+    further = args.then or []
+    if name == "class_id":
+        further = [_class_id(text) for text in further]
+    return [
+        ({"shots": [value, *further]} if further else {name: value})
+        | common
+        | {"seed": args.seed + i}
+        for i, value in enumerate(values)
+    ]
 
 
-def _check_sampling(args: Namespace, config: ModelConfig) -> None:
-    """What needs no weights, before they are loaded."""
-    if args.num_frames is not None:
-        config.tokenizer.latent_frames(args.num_frames)
-    guidance = GuidanceSchedule.parse(config.guidance if args.guidance is None else args.guidance)
-    if args.temperature is not None:
-        SamplingParams(guidance=guidance, temperature=args.temperature)
+def _class_id(text: str) -> int:
+    try:
+        return int(text)
+    except ValueError:
+        raise ValueError(f"then: a class is expected, got {text!r}") from None
+
+
+def _check(args: Namespace, requests: list[dict[str, Any]]) -> int:
+    """Check what needs no weights, and put frames in the place of `image` and `video`.
+
+    Returns:
+        How many frames are in front of every video.
+    """
+    config = model_config(args)
+    tokenizer = text_tokenizer(args, config)
+    given: dict[str, np.ndarray] = {}
+    count = 0
+    for request in requests:
+        # The first request's frames are everyone's, so that a file is read once.
+        request |= given
+        history = make_job(config, tokenizer, **request).history
+        if history is not None:
+            count = len(history)
+            given = {"image": history[0]} if "image" in request else {"video": history}
+            request |= given
+    if args.only_new and not count:
+        raise ValueError("only_new: goes with --image or --video")
+    return count

@@ -6,41 +6,53 @@ from typing import Any
 import torch
 
 from videoar.runtime.cache import CacheLayout
+from videoar.runtime.cli_cost import cost_facts, cost_lines
 from videoar.runtime.cli_models import check_device, model_config, print_json
 from videoar.runtime.config import ModelConfig
 from videoar.runtime.guidance import GuidanceSchedule
+from videoar.runtime.limits import KNOWN
 from videoar.runtime.memory import total_bytes
-from videoar.runtime.modules import describe
-from videoar.runtime.pipeline import DTYPES
-from videoar.runtime.video_tokenizer import VideoTokenizer
+from videoar.runtime.modules import DTYPES, describe
+from videoar.runtime.plan import parameter_counts
 
 
 def run(args: Namespace) -> None:
-    """Print the facts of one model.
+    """Print the facts of one model, or with `--cost` its cost card.
 
     Raises:
         ValueError: a bad argument.
         CheckpointError: the model's configuration cannot be read.
     """
-    check_device(args.device)
+    if args.device not in KNOWN:
+        check_device(args.device)
     config = model_config(args)
-    num_frames = config.num_frames if args.num_frames is None else args.num_frames
-    facts = {
-        "model": args.model if args.preset is None else args.preset,
-        "transformer": _transformer_facts(config),
-        "tokenizer": _tokenizer_facts(config),
-        "clip": clip_facts(config, num_frames),
-    }
-    facts["memory"] = {
-        **memory_facts(config, num_frames, args.slots, DTYPES[args.dtype]),
-        "dtype": args.dtype,
-        "device": args.device,
-        "device_bytes": total_bytes(args.device),
-    }
+    name = args.model if args.preset is None else args.preset
+    dtype = args.dtype or ("float32" if args.device == "cpu" else "bfloat16")
+    if args.cost:
+        facts = {"model": name, **cost_facts(args, config, DTYPES[dtype])}
+    else:
+        facts = _model_facts(args, config, name, dtype)
     if args.json:
         print_json(facts)
     else:
-        print("\n".join(_lines(facts)))
+        print("\n".join(cost_lines(facts) if args.cost else _lines(facts)))
+
+
+def _model_facts(args: Namespace, config: ModelConfig, name: str, dtype: str) -> dict[str, Any]:
+    num_frames = config.num_frames if args.num_frames is None else args.num_frames
+    known = KNOWN.get(args.device)
+    return {
+        "model": name,
+        "transformer": _transformer_facts(config),
+        "tokenizer": _tokenizer_facts(config),
+        "clip": clip_facts(config, num_frames),
+        "memory": {
+            **memory_facts(config, args.slots, DTYPES[dtype]),
+            "dtype": dtype,
+            "device": args.device,
+            "device_bytes": total_bytes(args.device) if known is None else known.memory,
+        },
+    }
 
 
 def clip_facts(config: ModelConfig, num_frames: int) -> dict[str, Any]:
@@ -68,28 +80,20 @@ def clip_facts(config: ModelConfig, num_frames: int) -> dict[str, Any]:
     }
 
 
-def memory_facts(
-    config: ModelConfig, num_frames: int, slots: int, dtype: torch.dtype
-) -> dict[str, int]:
+def memory_facts(config: ModelConfig, slots: int, dtype: torch.dtype) -> dict[str, int]:
     """Bytes of weights and cache for `slots` videos at once.
 
     With guidance every slot has two rows in the cache, with the prompt and without.
     """
     rows = slots if GuidanceSchedule.parse(config.guidance).is_one() else 2 * slots
-    latent_frames = config.tokenizer.latent_frames(num_frames)
-    layout = CacheLayout.of(config.transformer, latent_frames)
-    parameters = describe(config.transformer)["parameters"] + _tokenizer_parameters(config)
+    layout = CacheLayout.of(config.transformer)
+    parameters = sum(parameter_counts(config).values())
     return {
         "slots": slots,
         "rows": rows,
         "weight_bytes": parameters * dtype.itemsize,
         "cache_bytes": layout.num_bytes(config.transformer, rows, dtype),
     }
-
-
-def _tokenizer_parameters(config: ModelConfig) -> int:
-    with torch.device("meta"):
-        return sum(p.numel() for p in VideoTokenizer(config.tokenizer).parameters())
 
 
 def _transformer_facts(config: ModelConfig) -> dict[str, Any]:
@@ -102,7 +106,7 @@ def _transformer_facts(config: ModelConfig) -> dict[str, Any]:
 def _tokenizer_facts(config: ModelConfig) -> dict[str, int]:
     tokenizer = config.tokenizer
     return {
-        "parameters": _tokenizer_parameters(config),
+        "parameters": parameter_counts(config)["tokenizer"],
         "latent_dim": tokenizer.latent_dim,
         "spatial_compression": tokenizer.spatial_compression,
         "temporal_compression": tokenizer.temporal_compression,

@@ -5,9 +5,15 @@ from argparse import Namespace
 from typing import Any
 
 import torch
+from tokenizers import Tokenizer
 
 from videoar.runtime.config import ModelConfig
-from videoar.runtime.model_folder import read_model_config, resolve_folder
+from videoar.runtime.model_folder import (
+    preset_text_tokenizer,
+    read_model_config,
+    read_text_tokenizer,
+    resolve_folder,
+)
 from videoar.runtime.pipeline import VideoAR
 from videoar.runtime.presets import preset
 
@@ -34,6 +40,19 @@ def load_model(args: Namespace) -> VideoAR:
     if getattr(args, "preset", None) is not None:
         return VideoAR.preset(args.preset, dtype=args.dtype, device=args.device)
     return VideoAR.from_pretrained(args.model, dtype=args.dtype, device=args.device)
+
+
+def text_tokenizer(args: Namespace, config: ModelConfig) -> Tokenizer | None:
+    """The text tokenizer that `load_model` will give the model; no weights are read.
+
+    Raises:
+        CheckpointError: the folder's is missing or broken.
+    """
+    if getattr(args, "preset", None) is not None:
+        return preset_text_tokenizer(args.preset, config)
+    if config.transformer.condition != "text":
+        return None
+    return read_text_tokenizer(resolve_folder(args.model), config.transformer)
 
 
 def use_compute(args: Namespace) -> None:

@@ -12,11 +12,13 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
+from videoar.runtime.checkpoint_json import CONFIG_NAME, INDEX_NAME, read_config
 from videoar.runtime.cli_models import model_config, print_json, use_compute
+from videoar.runtime.config import TokenizerConfig
 from videoar.runtime.media import check_writable, read_video, to_float, to_uint8, write_video
-from videoar.runtime.model_folder import load_tokenizer
+from videoar.runtime.model_folder import load_tokenizer, resolve_folder
 from videoar.runtime.pipeline import DTYPES
-from videoar.runtime.schedule import Sizes
+from videoar.runtime.schedule import Sizes, default_sizes
 from videoar.runtime.video_tokenizer import VideoTokenizer
 
 
@@ -24,34 +26,34 @@ def run(args: Namespace) -> None:
     """Reconstruct one file.
 
     Raises:
-        ValueError: a bad argument; before anything is computed.
+        ValueError: a bad argument or size; before anything is computed.
         CheckpointError: the model cannot be loaded.
         MediaError: the input cannot be read, or the output not be written.
     """
     begin = time.perf_counter()
     check_writable(args.output)
     use_compute(args)
-    config = model_config(args)
-    if args.num_frames is not None:
-        config.tokenizer.latent_frames(args.num_frames)
-    size = (config.height, config.width)
+    config, size, sizes = _setting(args)
     frames, fps = read_video(args.input, size=size, num_frames=args.num_frames)
-    frames = _cut(frames, config.tokenizer.temporal_compression, args.input)
+    frames = _cut(frames, config.temporal_compression, args.input)
+    if size is None:
+        frames = _crop(frames, config.spatial_compression)
+        sizes = _scales(sizes, config.latent_size(*frames.shape[1:3]))
+    height, width = frames.shape[1:3]
     tokenizer = load_tokenizer(args.model, dtype=DTYPES[args.dtype], device=args.device)
     loaded = time.perf_counter()
-    sizes = config.transformer.sizes
     decoded = np.concatenate(list(reconstruct(tokenizer, frames, sizes)))
     done = time.perf_counter()
     write_video(args.output, decoded, fps, scale=args.scale)
-    latent_frames = config.tokenizer.latent_frames(len(frames))
-    bits = latent_frames * config.transformer.tokens_per_frame * config.tokenizer.latent_dim
+    tokens = config.latent_frames(len(frames)) * sum(h * w for h, w in sizes)
+    bits = tokens * config.latent_dim
     quality = psnr(frames, decoded)
     output = {
         "path": str(args.output),
         "input": str(args.input),
         "num_frames": len(decoded),
-        "height": config.height * args.scale,
-        "width": config.width * args.scale,
+        "height": height * args.scale,
+        "width": width * args.scale,
         "fps": fps,
         "psnr": quality if math.isfinite(quality) else None,
         "bits_per_pixel": bits / frames[..., 0].size,
@@ -94,6 +96,48 @@ def reconstruct(
         latents = tokenizer.dequantize(bits, sizes).to(weight.dtype)
         pixels, decoder_state = tokenizer.decoder.step(latents, decoder_state)
         yield to_uint8(pixels)[0]
+
+
+def _setting(args: Namespace) -> tuple[TokenizerConfig, tuple[int, int] | None, Sizes | None]:
+    """The tokenizer's configuration, the frame size and the scales; None: the input tells.
+
+    Only a whole model tells the last two: a tokenizer alone, as of `videoar convert`, takes
+    frames of any size.
+    """
+    folder = resolve_folder(args.model)
+    alone = [path for path in (folder / "video_tokenizer", folder) if (path / CONFIG_NAME).exists()]
+    if alone and not (folder / INDEX_NAME).exists():
+        config = read_config(alone[0], TokenizerConfig, component="video_tokenizer")
+        size, sizes = args.size, args.sizes
+    else:
+        model = model_config(args)
+        config, size = model.tokenizer, args.size or (model.height, model.width)
+        own = model.transformer.sizes if size == (model.height, model.width) else None
+        sizes = args.sizes or own
+    if args.num_frames is not None:
+        config.latent_frames(args.num_frames)
+    if size is not None:
+        sizes = _scales(sizes, config.latent_size(*size))
+    return config, size, sizes
+
+
+def _scales(sizes: Sizes | None, grid: tuple[int, int]) -> Sizes:
+    """The scales of a latent grid: `default_sizes` where none are given.
+
+    Raises:
+        ValueError: the last one is not the grid, or one is larger than it.
+    """
+    sizes = sizes or default_sizes(*grid)
+    if sizes[-1] != grid or any(h > grid[0] or w > grid[1] for h, w in sizes):
+        raise ValueError(f"sizes: must end with the latent grid {grid[0]}x{grid[1]} and fit in it")
+    return sizes
+
+
+def _crop(frames: np.ndarray, factor: int) -> np.ndarray:
+    """The largest middle part whose sides are multiples of `factor`; smaller sides as they are."""
+    height, width = (side // factor * factor or side for side in frames.shape[1:3])
+    top, left = (frames.shape[1] - height) // 2, (frames.shape[2] - width) // 2
+    return frames[:, top : top + height, left : left + width]
 
 
 def psnr(original: np.ndarray, decoded: np.ndarray) -> float:

@@ -22,3 +22,19 @@ class CapacityError(RuntimeError):
         super().__init__(f"{message} (needs {needed:,} bytes, {available:,} available)")
         self.needed = needed
         self.available = available
+
+
+class NumericalError(RuntimeError):
+    """NaN or infinity where a model must give a number: that request ends, others go on."""
+
+
+class Cancelled(RuntimeError):  # noqa: N818 - the caller asked for it
+    """The request was cancelled by its caller, or its handle was dropped."""
+
+
+class EngineClosed(RuntimeError):  # noqa: N818 - a state, as in queue.ShutDown
+    """The engine was closed before the request ended, or before it was submitted."""
+
+
+class HookError(RuntimeError):
+    """A request's `on_step` raised, which ended the request; `__cause__` is what it raised."""

@@ -67,6 +67,10 @@ class GuidanceSchedule:
         steps = num_frames * num_scales - 1
         return first + (last - first) * (frame * num_scales + scale) / max(1, steps)
 
+    def of_frame(self, frame: int, num_frames: int, num_scales: int) -> list[float]:
+        """The strengths over the scales of one latent frame."""
+        return [self.strength(frame, k, num_frames, num_scales) for k in range(num_scales)]
+
     def is_one(self) -> bool:
         """Whether guidance never does anything, so that no unconditional row is needed."""
         return all(value == 1 for value in self.values)

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from videoar.runtime.media_read import list_media, read_video
+from videoar.runtime.media_read import fit_frames, list_media, read_video
 from videoar.runtime.media_sheet import contact_sheet, to_frames
 from videoar.runtime.media_write import check_writable, write_png, write_video
 from videoar.runtime.pixels import from_pixels, to_pixels
@@ -16,6 +16,7 @@ from videoar.runtime.pixels import from_pixels, to_pixels
 __all__ = [
     "check_writable",
     "contact_sheet",
+    "fit_frames",
     "list_media",
     "read_video",
     "to_float",

@@ -3,6 +3,7 @@
 import math
 import mmap
 import os
+from collections import deque
 from collections.abc import Iterator
 from contextlib import contextmanager
 from fractions import Fraction
@@ -52,6 +53,7 @@ def read_video(
     num_frames: int | None = None,
     fps: float | None = None,
     start: int = 0,
+    last: int | None = None,
 ) -> tuple[np.ndarray, float]:
     """Decodes a video or a picture (one frame) from its beginning.
 
@@ -65,6 +67,7 @@ def read_video(
         num_frames: how many frames to return. Default: all.
         fps: rate to resample to; each output frame is the source frame nearest in time.
         start: first frame to return, counted after resampling.
+        last: return only so many, the last ones; the others take no memory. Not with `num_frames`.
 
     Returns:
         Frames, uint8 `[T,H,W,3]` RGB, and their rate a second: `fps` if given (a picture has 1.0).
@@ -74,15 +77,18 @@ def read_video(
         MediaError: no such file, no readable video in it, cut off or damaged, too few frames.
     """
     path = Path(path)
-    _check_arguments(size, num_frames, fps, start)
+    _check_arguments(size, num_frames, fps, start, last)
     stop = None if num_frames is None else start + num_frames
     with _opened(path) as (container, stream):
         still = container.format.name == "image2" or container.format.name.endswith("_pipe")
         frames = _decoded(path, container, stream, still)
         if fps is not None and not still:
             frames = _resampled(frames, Fraction(fps).limit_denominator(1001))
+        frames = islice(frames, start, stop)
+        if last is not None:
+            frames = deque(frames, maxlen=last)
         converted, times, previous = [], [], None
-        for frame in islice(frames, start, stop):
+        for frame in frames:
             # A frame that resampling repeats need not be converted again.
             converted.append(converted[-1] if frame is previous else _to_rgb(frame, size))
             times.append(frame.time)
@@ -99,7 +105,13 @@ def read_video(
     return np.stack(converted), rate
 
 
-def _check_arguments(size, num_frames, fps, start) -> None:
+def fit_frames(frames: np.ndarray, size: tuple[int, int]) -> np.ndarray:
+    """Frames uint8 `[T,H,W,3]` RGB scaled and cropped to `size`, as `read_video` does it."""
+    pictures = (av.VideoFrame.from_ndarray(pixels, format="rgb24") for pixels in frames)
+    return np.stack([_to_rgb(picture, size) for picture in pictures])
+
+
+def _check_arguments(size, num_frames, fps, start, last) -> None:
     if size is not None and (len(size) != 2 or min(size) < 1):
         raise ValueError(f"size: (height, width) of at least 1 is needed, got {size!r}")
     if num_frames is not None and num_frames < 1:
@@ -108,6 +120,8 @@ def _check_arguments(size, num_frames, fps, start) -> None:
         raise ValueError(f"fps: at least 0.001 is needed, got {fps!r}")
     if start < 0:
         raise ValueError(f"start: must not be negative, got {start!r}")
+    if last is not None and (last < 1 or num_frames is not None):
+        raise ValueError(f"last: at least 1 is needed, and no num_frames, got {last!r}")
 
 
 @contextmanager

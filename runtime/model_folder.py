@@ -24,7 +24,7 @@ from videoar.runtime.checkpoint import (
 from videoar.runtime.config import ModelConfig, TokenizerConfig, TransformerConfig
 from videoar.runtime.errors import CheckpointError
 from videoar.runtime.pipeline import VideoAR
-from videoar.runtime.text import BOS
+from videoar.runtime.text import BOS, byte_tokenizer
 from videoar.runtime.transformer import Transformer
 from videoar.runtime.video_tokenizer import VideoTokenizer
 
@@ -155,6 +155,15 @@ def read_text_tokenizer(folder: Path, config: TransformerConfig) -> Tokenizer:
             f"{path}: token id {highest} is outside of the model's {config.vocab_size}"
         )
     return tokenizer
+
+
+def preset_text_tokenizer(name: str, config: ModelConfig) -> Tokenizer | None:
+    """The shipped model's for a preset of its name, else plain bytes; None for classes."""
+    if config.transformer.condition != "text":
+        return None
+    if name in SHIPPED:
+        return read_text_tokenizer(resolve_folder(name), config.transformer)
+    return byte_tokenizer()
 
 
 def save_model(folder: str | Path, model: VideoAR, dtype: torch.dtype | None = None) -> None:

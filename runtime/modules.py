@@ -7,6 +7,8 @@ from videoar.runtime.memory import check_fits
 from videoar.runtime.transformer import Transformer
 from videoar.runtime.video_tokenizer import VideoTokenizer
 
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+
 
 def random_modules(
     config: ModelConfig, dtype: torch.dtype, device: torch.device | str, seed: int

@@ -2,24 +2,28 @@
 
 import time
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 from tokenizers import Tokenizer
 
 from videoar.runtime.config import ModelConfig
+from videoar.runtime.entry import Entry, StepHook
 from videoar.runtime.guidance import GuidanceSchedule
-from videoar.runtime.modules import random_modules
-from videoar.runtime.pixels import to_pixels
+from videoar.runtime.job import Executor, Job
+from videoar.runtime.modules import DTYPES, random_modules
 from videoar.runtime.presets import preset
-from videoar.runtime.sampling import SamplingParams, StepHook, decode_latents, prepare
-from videoar.runtime.text import byte_tokenizer, check_class, encode_prompt
+from videoar.runtime.requests import make_job, make_jobs
+from videoar.runtime.scheduler import Scheduler, run_all, run_inline
 from videoar.runtime.transformer import Transformer
 from videoar.runtime.video_tokenizer import VideoTokenizer
 
-DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+# Videos that one call of `generate` decodes together on a GPU.
+MAX_SLOTS = 8
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -55,25 +59,6 @@ class VideoResult:
         write_video(path, self.frames[index], self.fps)
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class _Request:
-    """One video to make, checked: prefix tokens, its unconditional form, seed."""
-
-    prefix: list[int]
-    null_prefix: list[int] | None
-    seed: int
-    params: SamplingParams
-    num_latent_frames: int
-
-
-def _check_seed(seed: object) -> int:
-    if isinstance(seed, bool) or not isinstance(seed, (int, np.integer)):
-        raise ValueError(f"seed: expected an int, got {seed!r}")
-    if not 0 <= seed < 2**63:
-        raise ValueError(f"seed: expected 0 .. 2^63 - 1, got {seed}")
-    return int(seed)
-
-
 class VideoAR:
     """The model of one checkpoint folder or preset. See `generate` and `stream`."""
 
@@ -88,6 +73,7 @@ class VideoAR:
         self.transformer = transformer.eval().requires_grad_(False)
         self.tokenizer = tokenizer.eval().requires_grad_(False)
         self.text_tokenizer = text_tokenizer
+        self._idle: list[Executor] = []
 
     @classmethod
     def from_pretrained(
@@ -116,10 +102,12 @@ class VideoAR:
         Raises:
             ValueError: an unknown preset or dtype.
         """
+        from videoar.runtime.model_folder import preset_text_tokenizer
+
         config = preset(name)
         kind = _dtype(dtype)
         transformer, tokenizer = random_modules(config, kind, device, seed)
-        return cls(config, transformer, tokenizer, _preset_text_tokenizer(name, config))
+        return cls(config, transformer, tokenizer, preset_text_tokenizer(name, config))
 
     @property
     def device(self) -> torch.device:
@@ -135,36 +123,70 @@ class VideoAR:
         seed: int | Sequence[int] = 0,
         guidance: float | str | GuidanceSchedule | None = None,
         temperature: float | None = None,
+        image: Any = None,
+        video: Any = None,
+        video_fps: float | None = None,
+        shots: int | Sequence[str | int] = 1,
+        context: int | None = None,
+        only_new: bool = False,
         on_step: StepHook | None = None,
     ) -> VideoResult:
         """Make one video for each prompt or class.
 
-        A video depends on its own prompt and seed only, not on what else the call makes.
+        A video depends on its own arguments only, not on what else the call makes. Frames that
+        were given, with `image` or `video`, are the first of the result.
 
         Args:
             prompt, prompts: a text or a sequence of texts (text-conditional models).
             class_id: a class or a sequence of classes (class-conditional models).
-            num_frames: pixel frames, 1 + tau n; None: the trained length.
+            num_frames: pixel frames of a shot, 1 + tau n; None: the trained length; 1: a picture.
             seed: 0 .. 2^63 - 1. One number for several videos: video i takes `seed + i`.
             guidance: a number, a text as in `videoar.runtime.guidance`, None: the model's own.
             temperature: 0 is greedy, None: the model's own.
-            on_step: called with (frame, scale) behind every decoding step.
+            image: the first frame: a file, or uint8 `[H,W,3]`.
+            video: a clip to continue: a file, or uint8 `[T,H,W,3]`; `video_fps`: its rate.
+            shots: how many, or the prompt or class of each; `context`: frames that link them.
+                As in `videoar.runtime.requests.make_job`.
+            only_new: leave the given frames out.
+            on_step: called with (latent frame, scale, seconds) behind every decoding step.
 
         Raises:
             ValueError: a bad argument, naming it and the nearest valid value.
+            MediaError: `image` or `video` cannot be read.
+            CapacityError: the memory of decoding does not fit.
+            HookError: `on_step` raised.
         """
-        requests = self._requests(
-            prompt, prompts, class_id, num_frames, seed, guidance, temperature
-        )
         begin = time.perf_counter()
-        timings = {"prefill": 0.0, "transformer": 0.0, "decoder": 0.0, "steps": 0}
-        videos = [
-            np.concatenate(list(self._stream(request, on_step, timings))) for request in requests
-        ]
-        timings["total"] = time.perf_counter() - begin
-        seeds = tuple(request.seed for request in requests)
+        jobs = make_jobs(
+            self.config,
+            self.text_tokenizer,
+            prompt=prompt,
+            prompts=prompts,
+            class_id=class_id,
+            num_frames=num_frames,
+            seed=seed,
+            guidance=guidance,
+            temperature=temperature,
+            image=image,
+            video=video,
+            video_fps=video_fps,
+            shots=shots,
+            context=context,
+        )
+        entries = [self._entry(job, on_step) for job in jobs]
+        with self._executor(len(jobs)) as executor:
+            videos = run_all(Scheduler(executor), entries)
+        if not only_new:
+            videos = [_behind(job.history, video) for job, video in zip(jobs, videos, strict=True)]
+        timings = {
+            name: sum(entry.timings[name] for entry in entries)
+            for name in ("prefill", "transformer", "decoder", "steps")
+        }
         return VideoResult(
-            frames=np.stack(videos), seeds=seeds, fps=self.config.fps, timings=timings
+            frames=np.stack(videos),
+            seeds=tuple(job.seed for job in jobs),
+            fps=self.config.fps,
+            timings=timings | {"total": time.perf_counter() - begin},
         )
 
     def stream(
@@ -172,146 +194,55 @@ class VideoAR:
         prompt: str | None = None,
         *,
         class_id: int | None = None,
-        num_frames: int | None = None,
-        seed: int = 0,
-        guidance: float | str | GuidanceSchedule | None = None,
-        temperature: float | None = None,
         on_step: StepHook | None = None,
+        **options: Any,
     ) -> Iterator[np.ndarray]:
-        """Make one video, yielding pixel frames uint8 `[n,H,W,3]` as they become final.
+        """Make one video, yielding its new pixel frames uint8 `[n,H,W,3]` as they become final.
 
         Arguments and errors as in `generate`; errors in them are raised by the call itself.
         """
-        requests = self._requests(prompt, None, class_id, num_frames, seed, guidance, temperature)
-        if len(requests) != 1:
-            raise ValueError(f"prompt: stream makes one video, got {len(requests)} prompts")
-        timings = {"prefill": 0.0, "transformer": 0.0, "decoder": 0.0, "steps": 0}
-        return self._stream(requests[0], on_step, timings)
-
-    def _requests(
-        self,
-        prompt: str | Sequence[str] | None,
-        prompts: Sequence[str] | None,
-        class_id: int | Sequence[int] | None,
-        num_frames: int | None,
-        seed: int | Sequence[int],
-        guidance: float | str | GuidanceSchedule | None,
-        temperature: float | None,
-    ) -> list[_Request]:
-        schedule = GuidanceSchedule.parse(self.config.guidance if guidance is None else guidance)
-        params = SamplingParams(
-            guidance=schedule,
-            temperature=self.config.temperature if temperature is None else temperature,
+        if prompt is not None and not isinstance(prompt, str):
+            raise ValueError(f"prompt: stream makes one video, got {prompt!r}")
+        job = make_job(
+            self.config, self.text_tokenizer, prompt=prompt, class_id=class_id, **options
         )
-        prefixes, null = self._prefixes(prompt, prompts, class_id)
-        seeds = _seeds(seed, len(prefixes))
-        num_frames = self.config.num_frames if num_frames is None else num_frames
-        frames = self.config.tokenizer.latent_frames(num_frames)
-        return [
-            _Request(
-                prefix=prefix,
-                null_prefix=None if schedule.is_one() else null,
-                seed=one,
-                params=params,
-                num_latent_frames=frames,
-            )
-            for prefix, one in zip(prefixes, seeds, strict=True)
-        ]
+        return self._stream(self._entry(job, on_step))
 
-    def _prefixes(
-        self,
-        prompt: str | Sequence[str] | None,
-        prompts: Sequence[str] | None,
-        class_id: int | Sequence[int] | None,
-    ) -> tuple[list[list[int]], list[int]]:
-        config = self.config.transformer
-        if prompt is not None and prompts is not None:
-            raise ValueError("prompt: give prompt or prompts, not both")
-        texts = prompts if prompt is None else prompt
-        if config.condition == "class":
-            if texts is not None or class_id is None:
-                raise ValueError("class_id: this model takes a class_id and no prompt")
-            ids = [class_id] if isinstance(class_id, (int, str)) else list(class_id)
-            prefixes = [check_class(one, config) for one in ids]
-            return _not_empty(prefixes, "class_id"), [config.vocab_size]
-        if class_id is not None or texts is None:
-            raise ValueError("prompt: this model takes a prompt and no class_id")
-        texts = [texts] if isinstance(texts, str) else list(texts)
-        encode = [encode_prompt(self.text_tokenizer, one, config.max_text) for one in texts]
-        empty = encode_prompt(self.text_tokenizer, "", config.max_text)
-        return _not_empty(encode, "prompts"), empty
+    def _stream(self, entry: Entry) -> Iterator[np.ndarray]:
+        with self._executor(1) as executor:
+            yield from run_inline(Scheduler(executor), entry)
 
-    @torch.inference_mode()
-    def _stream(
-        self, request: _Request, on_step: StepHook | None, timings: dict[str, float]
-    ) -> Iterator[np.ndarray]:
-        clock = _Clock(self.device, timings)
-        frames = request.num_latent_frames
-        state = prepare(
-            self.transformer, [request.prefix], request.null_prefix, [request.seed], frames
-        )
-        clock.lap("prefill")
-        decoder_state = None
-        dtype = self.tokenizer.decoder.conv_in.conv.weight.dtype
-        for latents, _ in decode_latents(self.transformer, state, request.params, frames, on_step):
-            timings["steps"] += len(self.config.transformer.sizes)
-            clock.lap("transformer")
-            pixels, decoder_state = self.tokenizer.decoder.step(
-                latents[:, :, None].to(dtype), decoder_state
-            )
-            array = to_pixels(pixels)[0]
-            clock.lap("decoder")
-            yield array
-            clock.skip()
+    def _entry(self, job: Job, on_step: StepHook | None) -> Entry:
+        return Entry(job, num_scales=len(self.config.transformer.sizes), on_step=on_step)
+
+    @contextmanager
+    def _executor(self, count: int) -> Iterator[Executor]:
+        """An executor that nobody else uses meanwhile, kept for the next call.
+
+        Streams may be interleaved and calls come from several threads, so there can be several.
+        """
+        from videoar.runtime.executor import make_executor
+
+        slots = 1 if self.device.type == "cpu" else min(count, MAX_SLOTS)
+        fitting = [one for one in self._idle if one.slots >= slots]
+        executor = None
+        if fitting:
+            with suppress(ValueError):  # another thread took it
+                self._idle.remove(fitting[0])
+                executor = fitting[0]
+        if executor is None:
+            executor = make_executor(self, slots=slots)
+        try:
+            yield executor
+        finally:
+            self._idle.append(executor)
 
 
-class _Clock:
-    """Adds the time between laps to `timings`, waiting for the device first."""
-
-    def __init__(self, device: torch.device, timings: dict[str, float]) -> None:
-        self.device, self.timings = device, timings
-        self.skip()
-
-    def skip(self) -> None:
-        self.last = time.perf_counter()
-
-    def lap(self, name: str) -> None:
-        if self.device.type == "cuda":
-            torch.cuda.synchronize(self.device)
-        now = time.perf_counter()
-        self.timings[name] += now - self.last
-        self.last = now
+def _behind(history: np.ndarray | None, video: np.ndarray) -> np.ndarray:
+    return video if history is None else np.concatenate([history, video])
 
 
 def _dtype(name: str) -> torch.dtype:
     if name not in DTYPES:
         raise ValueError(f"dtype: expected one of {', '.join(DTYPES)}, got {name!r}")
     return DTYPES[name]
-
-
-def _seeds(seed: int | Sequence[int], count: int) -> list[int]:
-    if isinstance(seed, (int, np.integer)) and not isinstance(seed, bool):
-        first = _check_seed(seed)
-        return [_check_seed(first + i) for i in range(count)]
-    if isinstance(seed, (str, bool)) or not isinstance(seed, Sequence):
-        raise ValueError(f"seed: expected an int or a sequence of them, got {seed!r}")
-    if len(seed) != count:
-        raise ValueError(f"seed: expected {count}, one a video, got {len(seed)}")
-    return [_check_seed(one) for one in seed]
-
-
-def _not_empty(prefixes: list[list[int]], name: str) -> list[list[int]]:
-    if not prefixes:
-        raise ValueError(f"{name}: expected at least one")
-    return prefixes
-
-
-def _preset_text_tokenizer(name: str, config: ModelConfig) -> Tokenizer | None:
-    """That of the shipped model where there is one, else plain bytes."""
-    from videoar.runtime.model_folder import SHIPPED, read_text_tokenizer, resolve_folder
-
-    if config.transformer.condition != "text":
-        return None
-    if name in SHIPPED:
-        return read_text_tokenizer(resolve_folder(name), config.transformer)
-    return byte_tokenizer()

@@ -1,10 +1,11 @@
-"""Decoding: prefill the text, then one chunk a step, one latent frame at a time.
+"""Decoding one latent frame: a chunk a step, all scales (arXiv 2601.05966, Eq. 5).
 
-`Rows` are the sequences the transformer sees: the requests, and behind them, with guidance, the
-same requests unconditionally. Everything random comes from Philox (DESIGN promise 1).
+`decode_frame` reads every position from the device and writes in place (`FrameState`), so the same
+callable runs eagerly and inside a captured graph. Everything random comes from Philox (DESIGN
+promise 1), so a frame does not depend on what else is decoded beside it.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -12,9 +13,9 @@ from torch import Tensor
 
 from videoar.kernels.next_scale import next_scale
 from videoar.runtime.cache import CacheLayout, StaticCache
+from videoar.runtime.frame_state import FrameState
 from videoar.runtime.guidance import GuidanceSchedule
-from videoar.runtime.schedule import Chunk, ChunkSchedule
-from videoar.runtime.text import pad
+from videoar.runtime.schedule import ChunkSchedule
 from videoar.runtime.transformer import (
     AttentionPlan,
     Transformer,
@@ -22,12 +23,12 @@ from videoar.runtime.transformer import (
     text_positions,
 )
 
-StepHook = Callable[[int, int], None]
+NO_CHUNKS = ChunkSchedule(chunks=())
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SamplingParams:
-    """How one call samples.
+    """How one request samples.
 
     Attributes:
         guidance: strengths over frames and scales.
@@ -42,147 +43,171 @@ class SamplingParams:
             raise ValueError(f"temperature: must be 0 or more, got {self.temperature}; nearest: 0")
 
 
-@dataclass(slots=True, kw_only=True)
-class DecodingState:
-    """What carries over from step to step.
-
-    Attributes:
-        cache: keys and values of all rows.
-        text_lengths: int64 `[rows]`.
-        seeds: int64 `[R]`, one a request.
-        inputs: `[R,n,d]`, next-scale input of the coming step.
-        frame: index of the coming latent frame.
-    """
-
-    cache: StaticCache
-    text_lengths: Tensor
-    seeds: Tensor
-    inputs: Tensor
-    frame: int = 0
+@torch.no_grad()
+def prefill_tokens(model: Transformer, tokens: Tensor, cache: StaticCache) -> None:
+    """Write the keys and values of texts, int64 `[B,L]`, to the front of a cache of B rows."""
+    plan = teacher_forcing_plan(NO_CHUNKS, tokens.shape[1], cache=cache, device=tokens.device)
+    positions = text_positions(tokens.shape[1], tokens.device)
+    model(model.embed_tokens(tokens), positions, plan)
 
 
+def prefill_text(model: Transformer, tokens: Sequence[int], cache: StaticCache) -> None:
+    """`prefill_tokens` of one text or class, which may be empty, on a cache of one row."""
+    if tokens:
+        prefill_tokens(model, torch.tensor([tokens], device=model.sos.device), cache)
+
+
+@torch.no_grad()
 def prepare(
     model: Transformer,
-    prefixes: list[list[int]],
-    null_prefix: list[int] | None,
-    seeds: list[int],
-    num_latent_frames: int,
-) -> DecodingState:
-    """Create the cache and write every row's text or class into it.
+    prefixes: Sequence[Sequence[int]],
+    null_prefix: Sequence[int] | None,
+    seeds: Sequence[int],
+    *,
+    temperature: float = 1.0,
+    window: int | None = None,
+) -> FrameState:
+    """A state of its own for these requests, each prefilled with its text or class.
+
+    For what needs no engine, such as tests and baselines.
 
     Args:
         prefixes: tokens of each request.
         null_prefix: the unconditional prefix; None without guidance.
         seeds: one a request, 0 .. 2^63 - 1.
-        num_latent_frames: how many will be asked for; more than the trained window go round.
+        window: earlier latent frames that stay visible; None: those of the trained length.
     """
-    config, weight = model.config, model.embed_bits.weight
-    rows = prefixes + ([null_prefix] * len(prefixes) if null_prefix is not None else [])
-    layout = CacheLayout.of(config, num_latent_frames)
-    cache = StaticCache(config, layout, len(rows), weight.dtype, weight.device)
-    tokens, lengths = pad(rows, max(map(len, rows)))
-    tokens, lengths = tokens.to(weight.device), lengths.to(weight.device)
-    schedule, text_len = ChunkSchedule(chunks=()), tokens.shape[1]
-    plan = teacher_forcing_plan(schedule, text_len, lengths, cache=cache, device=weight.device)
-    model(model.embed_tokens(tokens), text_positions(text_len, weight.device), plan)
-    first = config.sizes[0][0] * config.sizes[0][1]
-    return DecodingState(
-        cache=cache,
-        text_lengths=lengths,
-        seeds=torch.tensor(seeds, dtype=torch.int64, device=weight.device),
-        inputs=torch.zeros(len(prefixes), first, config.latent_dim, device=weight.device),
+    config, device = model.config, model.sos.device
+    state = FrameState.create(
+        config,
+        CacheLayout.of(config, window=window),
+        len(prefixes),
+        rows_per_slot=1 if null_prefix is None else 2,
+        dtype=model.embed_bits.weight.dtype,
+        device=device,
+    )
+    for slot, prefix in enumerate(prefixes):
+        texts = [prefix] if null_prefix is None else [prefix, null_prefix]
+        for row, tokens in enumerate(texts, start=slot * len(texts)):
+            prefill_text(model, tokens, state.cache.rows(row, 1))
+            state.text_lengths[row] = len(tokens)
+    state.seeds.copy_(torch.tensor(seeds, dtype=torch.int64))
+    state.temperature.fill_(temperature)
+    state.guidance.fill_(1.0)
+    return state
+
+
+def set_guidance(
+    state: FrameState, schedule: GuidanceSchedule, frame: int, num_frames: int
+) -> None:
+    """Write the strengths of latent frame `frame` of `num_frames` for all slots of `state`."""
+    state.guidance.copy_(torch.tensor(schedule.of_frame(frame, num_frames, state.num_scales)))
+
+
+@dataclass(frozen=True, slots=True)
+class FramePlan:
+    """Where the tokens of the coming frame stand and what they see, for all scales.
+
+    Attributes:
+        positions: int64 `[rows,N,3]`.
+        starts: int64 `[rows]`, the first cache row of the frame.
+        segments: int32 `[K,rows,3,2]`.
+        ends: tokens of the frame up to and with each scale.
+    """
+
+    positions: Tensor
+    starts: Tensor
+    segments: Tensor
+    ends: tuple[int, ...]
+
+    def scale(self, k: int) -> slice:
+        """The tokens of scale `k` among those of the frame."""
+        return slice(self.ends[k - 1] if k else 0, self.ends[k])
+
+
+def frame_plan(model: Transformer, state: FrameState) -> FramePlan:
+    """The plan of the coming frame, computed on the device."""
+    layout, lengths = state.cache.layout, state.text_lengths
+    frames = state.frames.repeat_interleave(state.rows_per_slot)
+    origin = torch.stack([lengths + frames, lengths, lengths], dim=-1)
+    sizes = [h * w for h, w in model.config.sizes]
+    return FramePlan(
+        positions=state.cells + origin[:, None],
+        starts=layout.start(frames),
+        segments=layout.segments(lengths, frames, state.filled),
+        ends=tuple(sum(sizes[: k + 1]) for k in range(len(sizes))),
     )
 
 
-def chunk_logits(model: Transformer, state: DecodingState, scale: int, filled: int) -> Tensor:
-    """Logits of the coming chunk for all rows, `[rows,n,2d]`; writes its keys and values.
+def chunk_logits(
+    model: Transformer, state: FrameState, plan: FramePlan, inputs: Tensor, k: int
+) -> Tensor:
+    """Logits of scale `k` of the coming frame for all rows; writes their keys and values.
 
     Args:
-        filled: tokens of the current frame that are in the cache already.
-    """
-    config, layout, device = model.config, state.cache.layout, state.inputs.device
-    inputs = state.inputs.repeat(len(state.text_lengths) // state.inputs.shape[0], 1, 1)
-    scale_ids = torch.full(inputs.shape[1:2], scale, device=device)
-    start = state.frame == 0 and scale == 0
-    x = model.embed_video(inputs, scale_ids, start=start)
-    chunk = Chunk(
-        offset=filled,
-        length=inputs.shape[1],
-        frame=state.frame,
-        scale=scale,
-        grid=config.sizes[scale],
-    )
-    positions = chunk.positions().to(device)
-    plan = AttentionPlan(
-        schedule=ChunkSchedule(chunks=()),
-        cache=state.cache,
-        start=layout.start(state.frame) + filled,
-        segments=layout.segments(state.text_lengths, state.frame, filled + inputs.shape[1]),
-    )
-    return model.head(model(x, positions + state.text_lengths[:, None, None], plan))
-
-
-def decode_frame(
-    model: Transformer,
-    state: DecodingState,
-    params: SamplingParams,
-    num_frames: int,
-    on_step: StepHook | None = None,
-    given_bits: Tensor | None = None,
-) -> tuple[Tensor, Tensor]:
-    """Decode the coming latent frame over all its scales.
-
-    Args:
-        state: updated in place.
-        num_frames: latent frames over which a guidance schedule runs.
-        on_step: called with (frame, scale) behind every step.
-        given_bits: bool `[R,N,d]`: take these instead of sampling (a history).
+        inputs: `[R,n,d]`, next-scale inputs of the slots.
 
     Returns:
-        The frame `[R,d,H,W]` float32 and its bits bool `[R,N,d]`.
+        `[rows,n,2d]`.
     """
-    config, count = model.config, state.inputs.shape[0]
-    height, width = config.sizes[-1]
-    shape = (count, config.latent_dim, height, width)
-    accumulator = torch.zeros(shape, device=state.inputs.device)
-    bits, filled, guided = [], 0, len(state.text_lengths) > count
-    for scale in range(len(config.sizes)):
-        logits = chunk_logits(model, state, scale, filled)
-        noise, temperature = None, params.temperature
-        if given_bits is not None:
-            # A uniform of -1 draws a one and of 2 a zero, whatever the logits.
-            window = given_bits[:, filled : filled + state.inputs.shape[1]]
-            noise, temperature = 2.0 - 3.0 * window.float(), 1.0
-        strength = params.guidance.strength(state.frame, scale, num_frames, len(config.sizes))
-        filled += state.inputs.shape[1]
-        step = next_scale(
-            logits[:count],
-            accumulator,
-            config.sizes,
-            scale,
-            logits_uncond=logits[count:] if guided else None,
-            guidance=strength if guided else 1.0,
-            temperature=temperature,
-            seeds=state.seeds,
-            frames=state.frame,
-            noise=noise,
-        )
-        accumulator, state.inputs = step.accumulator, step.inputs
-        bits.append(step.bits)
-        if on_step is not None:
-            on_step(state.frame, scale)
-    state.frame += 1
-    return accumulator, torch.cat(bits, dim=1)
+    inputs = inputs.repeat_interleave(state.rows_per_slot, dim=0)
+    scale_ids = torch.full(inputs.shape[1:2], k, device=inputs.device)
+    start = None if k else (state.frames == 0).repeat_interleave(state.rows_per_slot)
+    tokens = plan.scale(k)
+    attention = AttentionPlan(
+        schedule=NO_CHUNKS,
+        cache=state.cache,
+        start=plan.starts + tokens.start,
+        segments=plan.segments[k],
+    )
+    x = model.embed_video(inputs, scale_ids, start)
+    return model.head(model(x, plan.positions[:, tokens], attention))
 
 
 @torch.inference_mode()
-def decode_latents(
+def decode_frame(
     model: Transformer,
-    state: DecodingState,
-    params: SamplingParams,
-    num_latent_frames: int,
-    on_step: StepHook | None = None,
-) -> Iterator[tuple[Tensor, Tensor]]:
-    """Yield `num_latent_frames` frames, each as `decode_frame` gives it."""
-    for _ in range(num_latent_frames):
-        yield decode_frame(model, state, params, num_latent_frames, on_step)
+    state: FrameState,
+    *,
+    on_scale: Callable[[int], None] | None = None,
+    given_bits: Tensor | None = None,
+) -> None:
+    """Decode the coming latent frame of all slots over all scales, into `latents` and `bits`.
+
+    Args:
+        state: updated in place; the next call decodes the next frame.
+        on_scale: called with the scale behind every step.
+        given_bits: bool `[R,N,d]`: take these instead of sampling.
+    """
+    plan, sizes = frame_plan(model, state), model.config.sizes
+    accumulator, inputs = torch.zeros_like(state.latents), state.inputs
+    for k in range(len(sizes)):
+        logits = chunk_logits(model, state, plan, inputs, k)
+        finite = torch.isfinite(logits).flatten(1).all(1).view(state.slots, -1).all(1)
+        state.failed.logical_or_(~finite)
+        noise = None
+        if given_bits is not None:
+            # A uniform of -1 draws a one and of 2 a zero, whatever the logits.
+            noise = 2.0 - 3.0 * given_bits[:, plan.scale(k)].float()
+        pairs = logits.unflatten(0, (state.slots, -1))
+        guided = pairs.shape[1] == 2
+        step = next_scale(
+            pairs[:, 0],
+            accumulator,
+            sizes,
+            k,
+            logits_uncond=pairs[:, 1] if guided else None,
+            guidance=state.guidance[:, k] if guided else 1.0,
+            temperature=1.0 if given_bits is not None else state.temperature,
+            seeds=state.seeds,
+            frames=state.draws,
+            noise=noise,
+        )
+        state.bits[:, plan.scale(k)] = step.bits
+        accumulator, inputs = step.accumulator, step.inputs
+        if on_scale is not None:
+            on_scale(k)
+    state.latents.copy_(accumulator)
+    state.inputs.copy_(inputs)
+    state.frames.add_(1)
+    state.draws.add_(1)

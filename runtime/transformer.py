@@ -8,6 +8,7 @@ on text alone this is a standard decoder. `B` rows, `L` tokens, `C` width, `H` h
 from dataclasses import dataclass
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
@@ -32,7 +33,12 @@ class AttentionPlan:
         frame_visible: bool `[B,F,F]` or `[F,F]`, earlier frames each frame sees; None: all.
         mask: `chunk_mask` of the above, made once for all layers.
         cache: where keys and values are written, from row `start` on; None while training.
+        start: an int, or an int64 tensor `[B]`.
         segments: int32 `[B,S,2]`; given, the queries read the cache instead of each other.
+        text_cached: the tokens are the video's alone; the keys of the text are the cache's first
+            `text_len` rows and the video's follow them (`start` is `text_len`).
+        unplaced: bool `[L]`, tokens without a place, whose queries and keys are 0, as LlamaGen
+            (arXiv 2406.06525) and PAR have them; None: none.
     """
 
     schedule: ChunkSchedule
@@ -41,8 +47,10 @@ class AttentionPlan:
     frame_visible: Tensor | None = None
     mask: Tensor | None = None
     cache: StaticCache | None = None
-    start: int = 0
+    start: int | Tensor = 0
     segments: Tensor | None = None
+    text_cached: bool = False
+    unplaced: Tensor | None = None
 
 
 class RMSNorm(nn.Module):
@@ -74,6 +82,8 @@ class Attention(nn.Module):
             projection(x_BLC).unflatten(-1, (-1, config.head_dim)).transpose(1, 2)
             for projection in (self.q_proj, self.k_proj, self.v_proj)
         )
+        if plan.unplaced is not None:
+            q, k = (x.masked_fill(plan.unplaced[:, None], 0) for x in (q, k))
         write = None
         if plan.cache is not None:
             keys, values = plan.cache.layer(self.index)
@@ -91,18 +101,28 @@ class Attention(nn.Module):
         )
         if plan.segments is not None:
             out = cached_attention(q, keys, values, plan.segments)
+        elif plan.text_cached:
+            # Nobody needs the text's own queries: zeros stand in for them.
+            length = plan.text_len + q.shape[2]
+            q = F.pad(q, (0, 0, plan.text_len, 0))
+            out = _attend(q, keys[:, :, :length], values[:, :, :length], plan)
+            out = out[:, :, plan.text_len :]
         else:
-            out = chunk_attention(
-                q,
-                k,
-                v,
-                plan.schedule,
-                text_len=plan.text_len,
-                text_lengths=plan.text_lengths,
-                frame_visible=plan.frame_visible,
-                mask=plan.mask,
-            )
+            out = _attend(q, k, v, plan)
         return self.o_proj(out.transpose(1, 2).flatten(2))
+
+
+def _attend(q: Tensor, k: Tensor, v: Tensor, plan: AttentionPlan) -> Tensor:
+    return chunk_attention(
+        q,
+        k,
+        v,
+        plan.schedule,
+        text_len=plan.text_len,
+        text_lengths=plan.text_lengths,
+        frame_visible=plan.frame_visible,
+        mask=plan.mask,
+    )
 
 
 class MLP(nn.Module):
@@ -124,10 +144,16 @@ class Layer(nn.Module):
         self.input_layernorm = RMSNorm(config.width, config.norm_eps)
         self.post_attention_layernorm = RMSNorm(config.width, config.norm_eps)
 
-    def forward(self, x: Tensor, positions: Tensor, plan: AttentionPlan) -> Tensor:
-        attended = self.self_attn(self.input_layernorm(x), positions, plan)
-        normed, x = self.post_attention_layernorm(attended, x)
-        return x + self.mlp(normed)
+    def forward(
+        self, x: Tensor, residual: Tensor | None, positions: Tensor, plan: AttentionPlan
+    ) -> tuple[Tensor, Tensor]:
+        """What comes in and goes out is a sum in two parts; the next norm adds them up."""
+        normed, residual = (
+            (self.input_layernorm(x), x) if residual is None else self.input_layernorm(x, residual)
+        )
+        attended = self.self_attn(normed, positions, plan)
+        normed, residual = self.post_attention_layernorm(attended, residual)
+        return self.mlp(normed), residual
 
 
 def _embedding(rows: int, width: int) -> nn.Embedding:
@@ -173,26 +199,32 @@ class Transformer(nn.Module):
             positions: int `[L,3]` or `[B,L,3]`, `(t, h, w)`.
             plan: who sees whom.
         """
+        residual = None
         for layer in self.layers:
             if self.gradient_checkpointing and self.training:
-                x_BLC = checkpoint(layer, x_BLC, positions, plan, use_reentrant=False)
+                x_BLC, residual = checkpoint(
+                    layer, x_BLC, residual, positions, plan, use_reentrant=False
+                )
             else:
-                x_BLC = layer(x_BLC, positions, plan)
-        return self.norm(x_BLC)
+                x_BLC, residual = layer(x_BLC, residual, positions, plan)
+        return self.norm(x_BLC, residual)[0]
 
-    def embed_video(self, inputs_BLd: Tensor, scale_ids: Tensor, start: bool) -> Tensor:
+    def embed_video(
+        self, inputs_BLd: Tensor, scale_ids: Tensor, start: Tensor | None = None
+    ) -> Tensor:
         """Next-scale inputs to tokens: linear layer plus scale embedding (Eq. 7).
 
         Args:
-            inputs_BLd: accumulated features; those of the very first scale are not read.
+            inputs_BLd: accumulated features; those of the very first scale do not count.
             scale_ids: int64 `[L]`.
-            start: the first tokens are scale 1 of frame 1, which take `<SOS>` instead.
+            start: bool `[B]`, whose first tokens are scale 1 of frame 1, which take `<SOS>`
+                instead; None: nobody's.
         """
         x = self.embed_bits(inputs_BLd.to(self.embed_bits.weight.dtype))
-        if start:
+        if start is not None:
             count = self.config.sizes[0][0] * self.config.sizes[0][1]
-            sos = self.sos.to(x.dtype).expand(x.shape[0], count, -1)
-            x = torch.cat([sos, x[:, count:]], dim=1)
+            first = torch.where(start[:, None, None], self.sos.to(x.dtype), x[:, :count])
+            x = torch.cat([first, x[:, count:]], dim=1)
         return x + self.embed_scale(scale_ids).to(x.dtype)
 
     def text_hidden(self, tokens: Tensor) -> Tensor:
@@ -217,6 +249,7 @@ def teacher_forcing_plan(
     *,
     frame_visible: Tensor | None = None,
     cache: StaticCache | None = None,
+    text_cached: bool = False,
     device: torch.device | str = "cpu",
 ) -> AttentionPlan:
     """The plan of a whole sequence, its mask made once for all layers; fields as there."""
@@ -227,6 +260,8 @@ def teacher_forcing_plan(
         frame_visible=frame_visible,
         mask=chunk_mask(schedule, text_len, text_lengths, frame_visible, device),
         cache=cache,
+        start=text_len if text_cached else 0,
+        text_cached=text_cached,
     )
 
 
@@ -258,7 +293,8 @@ def teacher_forced_logits(
     schedule = ChunkSchedule.video(frames, model.config.sizes)
     device, text_len = inputs.device, tokens.shape[1]
     scale_ids = schedule.scale_ids().to(device)
-    video = model.embed_video(inputs.flatten(1, 2), scale_ids, start=True)
+    start = torch.ones(batch, dtype=torch.bool, device=device)
+    video = model.embed_video(inputs.flatten(1, 2), scale_ids, start)
     x = torch.cat([model.embed_tokens(tokens).to(video.dtype), video], dim=1)
     video_positions = schedule.positions().to(device) + text_lengths[:, None, None]
     text = text_positions(text_len, device).expand(batch, -1, -1)

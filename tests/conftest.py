@@ -2,6 +2,7 @@
 
 import os
 from collections.abc import Iterator
+from contextlib import contextmanager
 
 import pytest
 import torch
@@ -17,16 +18,21 @@ settings.load_profile("videoar")
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
-    """Run a test with `device` on every device, and in the interpreter where `TRITON` is set.
+    """Run a test with `device` on every device, in the interpreter and with every instruction set.
 
     A test module with `TRITON = True` tests an op that has a Triton kernel: its tests run once
-    more on CPU tensors with that backend.
+    more on CPU tensors with that backend. One with `CPP = True` tests an op that has a C++ kernel:
+    its tests run once more with every instruction set that is narrower than this processor's.
     """
     if "device" not in metafunc.fixturenames:
         return
     devices = ["cpu", pytest.param("cuda", marks=pytest.mark.gpu)]
     if getattr(metafunc.module, "TRITON", False) and not torch.cuda.is_available():
         devices.insert(1, "interpreter")
+    if getattr(metafunc.module, "CPP", False):
+        from videoar import _C
+
+        devices += [f"cpu-{name}" for name in _C.isas()[:-1]]
     metafunc.parametrize("device", devices, indirect=True)
 
 
@@ -38,8 +44,24 @@ def device(request: pytest.FixtureRequest) -> Iterator[torch.device]:
     if request.param == "interpreter":
         with use_backend("triton"):
             yield torch.device("cpu")
+    elif request.param.startswith("cpu-"):
+        with instruction_set(request.param.removeprefix("cpu-")):
+            yield torch.device("cpu")
     else:
         yield torch.device(request.param)
+
+
+@contextmanager
+def instruction_set(name: str) -> Iterator[None]:
+    """Let the C++ kernels use this instruction set inside the block."""
+    from videoar import _C
+
+    before = _C.isa()
+    _C.set_isa(name)
+    try:
+        yield
+    finally:
+        _C.set_isa(before)
 
 
 def pytest_runtest_setup(item: pytest.Item) -> None:

@@ -19,6 +19,12 @@ PUBLIC = {
     "CheckpointError",
     "MediaError",
     "CapacityError",
+    "Engine",
+    "Handle",
+    "NumericalError",
+    "Cancelled",
+    "EngineClosed",
+    "HookError",
 }
 IMPORT_LIMIT_S = 0.15
 # The clock stands inside the process: between two processes' start-up times is mostly noise.

@@ -13,11 +13,12 @@ if TYPE_CHECKING:
 
 
 def add_eval(subparsers: Subparsers) -> None:
-    """Register `videoar eval prompts | tokenizer`."""
-    text = "measure prompt fidelity or reconstruction"
+    """Register `videoar eval prompts | continuation | tokenizer`."""
+    text = "measure prompt fidelity, continuation or reconstruction"
     parser = subparsers.add_parser("eval", help=text, description=text.capitalize() + ".")
     kinds = parser.add_subparsers(title="what to measure", metavar="WHAT", required=True)
     _add_eval_prompts(kinds)
+    _add_eval_continuation(kinds)
     _add_eval_tokenizer(kinds)
 
 
@@ -34,6 +35,10 @@ def _add_eval_prompts(kinds: Subparsers) -> None:
     more = "Speed counts over the prompts that ask for motion."
     parser = add_kind(kinds, "prompts", text, _eval_prompts, more)
     _add_eval_flags(parser, 300, 10_000, "of the prompts; clip i is generated with seed + i")
+    _add_sampling(parser)
+
+
+def _add_sampling(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--guidance", metavar="G", help="guidance (default: the model's own)")
     parser.add_argument(
         "--temperature", type=float, metavar="T", help="temperature (default: the model's own)"
@@ -58,6 +63,38 @@ def _eval_prompts(args: argparse.Namespace) -> None:
         print(f"{name:<10}{share}{note}")
     print(f"{'judge':<10}{result['judge_accuracy']:6.1%}  on held-out digits")
     print(f"{'clips':<10}{result['num']:6d}")
+
+
+def _add_eval_continuation(kinds: Subparsers) -> None:
+    text = "continue held-out clips and judge the frames that were made"
+    more = "With each clip's caption, and once more with the empty prompt."
+    parser = add_kind(kinds, "continuation", text, _eval_continuation, more)
+    _add_eval_flags(parser, 100, 10_000, "of the clips; clip i is continued with seed + i")
+    text = "frames of a clip that are given (default: half of the trained length)"
+    parser.add_argument("--context", type=int, metavar="N", help=text)
+    _add_sampling(parser)
+
+
+def _eval_continuation(args: argparse.Namespace) -> None:
+    from videoar.runtime.cli_models import load_model, print_json, use_compute
+    from videoar.training.evaluate import eval_continuation
+    from videoar.training.judge import load_judge
+
+    use_compute(args)
+    model, judge = load_model(args), load_judge()
+    sampling = {"guidance": args.guidance, "temperature": args.temperature}
+    result = eval_continuation(
+        model, judge, args.num, seed=args.seed, context=args.context, **sampling
+    )
+    if args.json:
+        print_json(result)
+        return
+    print(f"{'':<10}{'prompted':>12}{'unprompted':>12}{'real':>12}")
+    for name in ("digit", "colour", "direction", "speed", "all"):
+        values = (result[name], result["unprompted"][name], result["real"][name])
+        print(f"{name:<10}" + "".join(f"{'-' if v is None else f'{v:.1%}':>12}" for v in values))
+    given, made = result["given_frames"], result["made_frames"]
+    print(f"{result['num']} clips: {given} frames given, {made} made and judged")
 
 
 def _add_eval_tokenizer(kinds: Subparsers) -> None:

@@ -17,6 +17,7 @@ from tqdm import tqdm
 from videoar.runtime.errors import MediaError
 from videoar.runtime.pipeline import VideoAR
 from videoar.runtime.pixels import from_pixels, to_pixels
+from videoar.runtime.requests import default_context
 from videoar.runtime.schedule import Sizes
 from videoar.runtime.video_tokenizer import VideoTokenizer
 from videoar.training import digits
@@ -100,6 +101,56 @@ def eval_prompts(
             bar.update(len(texts))
     scenes = [prompt.scene for prompt in prompts]
     return _score(scenes, verdicts) | {"judge_accuracy": judge.config.accuracy, "num": num}
+
+
+def eval_continuation(
+    model: VideoAR,
+    judge: Judge,
+    num: int,
+    *,
+    seed: int = PROMPT_SEED,
+    context: int | None = None,
+    **sampling: Any,
+) -> dict[str, Any]:
+    """Continue held-out clips and judge whether what they show is kept.
+
+    The model is given the first `context` frames of a clip and its caption and makes the rest of
+    the trained length. The judge sees the frames that the model made, and no others.
+
+    Args:
+        model: of the moving digits; its `generate` is called with one prompt and `video`.
+        judge: as `load_judge` gives it.
+        seed: of the held-out clips; clip i is continued with `seed + i`.
+        context: frames that are given; None: the model's default.
+        sampling: `guidance` and `temperature` for `generate`.
+
+    Returns:
+        Shares that are right, as in `eval_prompts`; `unprompted`, the same for the empty prompt;
+        `real`, the same for the held-out clips' own frames in the place of the made ones; `num`,
+        `num_moving`, `given_frames` and `made_frames` of each clip.
+
+    Raises:
+        ValueError: `num` below 1, a `context` that leaves the judge less than two frames, or what
+            `generate` refuses.
+    """
+    check_num(num)
+    num_frames = model.config.num_frames
+    given = default_context(model.config, num_frames) if context is None else context
+    if not 1 <= given <= num_frames - 2:
+        raise ValueError(f"context: expected 1 .. {num_frames - 2}, got {given}")
+    scenes: list[digits.Scene] = []
+    verdicts: dict[str, list[Verdict]] = {"prompted": [], "unprompted": [], "real": []}
+    for index in tqdm(range(num), desc="continue", unit="clip", disable=None):
+        clip, caption, scene = digits.clip("test", seed, index, num_frames)
+        scenes.append(scene)
+        verdicts["real"].append(judge(clip[given:]))
+        for name, prompt in (("prompted", caption), ("unprompted", "")):
+            options = {"video": clip[:given], "context": given, "seed": seed + index, **sampling}
+            result = model.generate(prompt, num_frames=num_frames, only_new=True, **options)
+            verdicts[name].append(judge(result.frames[0]))
+    scores = {name: _score(scenes, found) for name, found in verdicts.items()}
+    counts = {"num": num, "given_frames": given, "made_frames": num_frames - given}
+    return scores.pop("prompted") | scores | counts
 
 
 def _score(scenes: list[digits.Scene], verdicts: list[Verdict]) -> dict[str, Any]:

@@ -10,6 +10,8 @@ __version__ = "0.1.0"
 _MODULE_OF = {
     "VideoAR": "videoar.runtime.pipeline",
     "VideoResult": "videoar.runtime.pipeline",
+    "Engine": "videoar.runtime.engine",
+    "Handle": "videoar.runtime.handle",
     "PRESETS": "videoar.runtime.presets",
     "TransformerConfig": "videoar.runtime.config",
     "TokenizerConfig": "videoar.runtime.config",
@@ -17,6 +19,10 @@ _MODULE_OF = {
     "CheckpointError": "videoar.runtime.errors",
     "MediaError": "videoar.runtime.errors",
     "CapacityError": "videoar.runtime.errors",
+    "NumericalError": "videoar.runtime.errors",
+    "Cancelled": "videoar.runtime.errors",
+    "EngineClosed": "videoar.runtime.errors",
+    "HookError": "videoar.runtime.errors",
 }
 
 # Type checkers take this name as true; importing typing for it would double the import time.
@@ -24,9 +30,15 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from videoar.runtime.config import TokenizerConfig as TokenizerConfig
     from videoar.runtime.config import TransformerConfig as TransformerConfig
+    from videoar.runtime.engine import Engine as Engine
+    from videoar.runtime.errors import Cancelled as Cancelled
     from videoar.runtime.errors import CapacityError as CapacityError
     from videoar.runtime.errors import CheckpointError as CheckpointError
+    from videoar.runtime.errors import EngineClosed as EngineClosed
+    from videoar.runtime.errors import HookError as HookError
     from videoar.runtime.errors import MediaError as MediaError
+    from videoar.runtime.errors import NumericalError as NumericalError
+    from videoar.runtime.handle import Handle as Handle
     from videoar.runtime.pipeline import VideoAR as VideoAR
     from videoar.runtime.pipeline import VideoResult as VideoResult
     from videoar.runtime.presets import PRESETS as PRESETS

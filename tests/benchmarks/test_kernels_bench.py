@@ -8,12 +8,21 @@ import time
 import pytest
 import torch
 
-from videoar.benchmarks import kernel_cases, kernels, timing
+from videoar.benchmarks import (
+    kernel_case,
+    kernel_cases,
+    kernel_cases_attention,
+    kernel_costs,
+    kernel_rows,
+    kernels,
+    timing,
+)
 from videoar.kernels import chunk_mask, use_backend
 from videoar.runtime.schedule import ChunkSchedule
 
 MODES = ("warm", "cold")
-SMALL = kernel_cases.Setting(device=torch.device("cpu"), dtype=torch.float32, small=True)
+OWN = ("cpp", "reference")
+SMALL = kernel_case.Setting(device=torch.device("cpu"), dtype=torch.float32, small=True)
 
 
 def run_module(*arguments):
@@ -38,18 +47,20 @@ def test_two_ops_on_a_cpu(tmp_path):
     assert min(document["ceilings"].values()) > 0
     assert [cost["op"] for cost in document["cases"]] == ["philox", "swiglu", "swiglu"]
     rows = document["rows"]
-    timed = {(row["op"], row["variant"], row["mode"]) for row in rows if row["ms"]}
+    cases = ("philox", "swiglu forward", "swiglu forward+backward")
+    kinds = dict(zip([cost["case"] for cost in document["cases"]], cases, strict=True))
+    timed = {(kinds[row["case"]], row["variant"], row["mode"]) for row in rows if row["ms"]}
     assert timed == {
-        *(("philox", variant, mode) for variant in ("cpp", "reference") for mode in MODES),
-        *(("swiglu", "reference", mode) for mode in MODES),
+        *((case, variant, mode) for case in cases[:2] for variant in OWN for mode in MODES),
+        *((cases[2], "reference", mode) for mode in MODES),
     }
     for row in rows:
         if row["ms"]:
             assert 0 < row["p10_ms"] <= row["ms"] <= row["p90_ms"]
         else:
-            assert "no 'cpp' backend" in row["reason"] or row["variant"] == "compiled"
+            assert "'cpp' backend has no backward" in row["reason"] or row["variant"] == "compiled"
     ours = [row["vs_ours"] for row in rows if row["variant"] == "cpp" and row["ms"]]
-    assert ours == [1.0, 1.0]
+    assert ours == [1.0] * 4
     assert len([line for line in table if line.startswith(("philox", "swiglu"))]) == 3 + len(rows)
 
 
@@ -89,7 +100,7 @@ def test_flex_attention_has_the_same_mask(hidden, monkeypatch):
     monkeypatch.setattr(torch, "compile", lambda function, **options: function)
     schedule = ChunkSchedule.video(2, ((1, 1), (2, 2)))
     visible = torch.zeros(2, 2, dtype=torch.bool) if hidden else None
-    case = kernel_cases._chunk_case(SMALL, schedule, 1, 16, visible, False)
+    case = kernel_cases_attention._chunk_case(SMALL, schedule, 1, 16, visible, False)
     inputs = case.make(3)
     got = case.torch_best["flex_attention"]()(*inputs)
     assert timing.compare(got, case.expected(*inputs)) == ""
@@ -101,17 +112,17 @@ def test_flex_attention_has_the_same_mask(hidden, monkeypatch):
 def test_visible_pairs():
     schedule = ChunkSchedule.video(2, ((1, 1), (1, 2)))
     # Frame 0: 1 x 1 + 2 x 3; frame 1: the same and 3 tokens of frame 0 before each of 3.
-    assert kernel_cases.visible_pairs(schedule) == 7 + 7 + 9
+    assert kernel_costs.visible_pairs(schedule) == 7 + 7 + 9
     hidden = torch.zeros(2, 2, dtype=torch.bool)
-    assert kernel_cases.visible_pairs(schedule, hidden) == 14
+    assert kernel_costs.visible_pairs(schedule, hidden) == 14
 
 
 def test_visible_pairs_are_those_of_the_mask():
     schedule = ChunkSchedule.video(5, ((1, 1), (2, 3), (4, 4)))
-    visible = kernel_cases._half_hidden(5)
+    visible = kernel_cases_attention._half_hidden(5)
     for table in (None, visible):
         mask = chunk_mask(schedule, frame_visible=table)
-        assert kernel_cases.visible_pairs(schedule, table) == int(mask.sum())
+        assert kernel_costs.visible_pairs(schedule, table) == int(mask.sum())
     # 0, 1, 1, 2 and 2 of the 0, 1, 2, 3 and 4 frames before.
     assert visible.sum(1).tolist() == [0, 1, 1, 2, 2]
 
@@ -120,32 +131,32 @@ def test_visible_pairs_are_those_of_the_mask():
     ("count", "arguments", "expected"),
     [
         # Two products of 2 x 8 a pair; backwards the scores again and four gradients.
-        (kernel_cases.attention_flops, (23, 8, False), 736),
-        (kernel_cases.attention_flops, (23, 8, True), 736 + 1840),
+        (kernel_costs.attention_flops, (23, 8, False), 736),
+        (kernel_costs.attention_flops, (23, 8, True), 736 + 1840),
         # q, out: 10 each; k, v: 4 each; 3 sums of 4 bytes.
-        (kernel_cases.chunk_attention_bytes, (10, 4, 3, 2, False), 20 + 20 + 8 + 8 + 12),
+        (kernel_costs.chunk_attention_bytes, (10, 4, 3, 2, False), 20 + 20 + 8 + 8 + 12),
         # Again, and grad_out, and the gradients of q, k and v.
         (
-            kernel_cases.chunk_attention_bytes,
+            kernel_costs.chunk_attention_bytes,
             (10, 4, 3, 2, True),
             68 + 68 + 20 + 20 + 8 + 8,
         ),
-        (kernel_cases.cached_attention_bytes, (6, 10, 2), 12 + 12 + 20 + 20),
-        (kernel_cases.qk_norm_rope_bytes, (6, 2, 2), 2 * 12 + 5 * 4),
+        (kernel_costs.cached_attention_bytes, (6, 10, 2), 12 + 12 + 20 + 20),
+        (kernel_costs.qk_norm_rope_bytes, (6, 2, 2), 2 * 12 + 5 * 4),
         # 2 rows of 8 logits of 2 bytes; 4 bits; 4 values in and out, 1 on.
-        (kernel_cases.next_scale_bytes, (4, 4, 1, 2), 32 + 4 + 32 + 4),
-        (kernel_cases.next_scale_bytes, (4, 4, 1, 2, False), 16 + 4 + 32 + 4),
+        (kernel_costs.next_scale_bytes, (4, 4, 1, 2), 32 + 4 + 32 + 4),
+        (kernel_costs.next_scale_bytes, (4, 4, 1, 2, False), 16 + 4 + 32 + 4),
         # The taps of 4 from 2 are 1, 2, 2, 1: 6 x 2 columns, then 6 x 4 rows.
-        (kernel_cases.resample_flops, (1, (2, 2), (4, 4), "bilinear"), 2 * (12 + 24)),
-        (kernel_cases.resample_flops, (3, (4, 4), (2, 2), "area"), 3 * 2 * (16 + 8)),
+        (kernel_costs.resample_flops, (1, (2, 2), (4, 4), "bilinear"), 2 * (12 + 24)),
+        (kernel_costs.resample_flops, (3, (4, 4), (2, 2), "area"), 3 * 2 * (16 + 8)),
         # 2 x 4 latents in and out, 5 x 2 targets, bits and inputs.
-        (kernel_cases.bsq_bytes, (1, 2, 5, 4, 4), 64 + 20 + 40),
+        (kernel_costs.bsq_bytes, (1, 2, 5, 4, 4), 64 + 20 + 40),
         # Two sums in 4 cells at 2 scales; down, up and down again between 1 and 2.
-        (kernel_cases.bsq_flops, (1, 1, ((1, 1), (2, 2))), 16 + 12 + 12 + 12),
-        (kernel_cases.pack_bytes, (3, 48), 3 * (48 + 8)),
-        (kernel_cases.pack_bytes, (2, 33), 2 * (33 + 8)),
-        (kernel_cases.cross_entropy_bytes, (10, 2, False), 40 + 10),
-        (kernel_cases.cross_entropy_bytes, (10, 2, True), 50 + 50 + 40),
+        (kernel_costs.bsq_flops, (1, 1, ((1, 1), (2, 2))), 16 + 12 + 12 + 12),
+        (kernel_costs.pack_bytes, (3, 48), 3 * (48 + 8)),
+        (kernel_costs.pack_bytes, (2, 33), 2 * (33 + 8)),
+        (kernel_costs.cross_entropy_bytes, (10, 2, False), 40 + 10),
+        (kernel_costs.cross_entropy_bytes, (10, 2, True), 50 + 50 + 40),
     ],
 )
 def test_costs(count, arguments, expected):
@@ -218,7 +229,7 @@ def test_compare():
 
 
 def case_with(run, **torch_best):
-    return kernel_cases.Case(
+    return kernel_case.Case(
         op="philox",
         name="doubling",
         num_bytes=8_000,
@@ -268,32 +279,45 @@ def test_past_the_time_a_case_is_a_row(monkeypatch, capsys):
     assert [row["reason"] for row in rows] == ["not run: --seconds have passed"]
 
 
+def test_past_the_time_nothing_more_is_timed():
+    case, now = case_with(lambda x: (x + x,)), time.monotonic()
+    plan = kernels.Plan(quick=True, skip_compiled=True, compile_until=now, deadline=now - 1)
+    limit = kernel_rows.Limit(copy_bandwidth=1e9, matmul_rate=1e9)
+    rows = kernels.measure(case, timing.Clock(torch.device("cpu")), limit, plan)
+    assert {(row.variant, row.mode) for row in rows} == {(v, m) for v in OWN for m in MODES}
+    assert {row.reason for row in rows} == {"not run: --seconds have passed"}
+    assert not any(kernel_rows.failed(row, "cpp") for row in rows)
+
+
 def test_what_fails_a_run():
     def row(variant, mode="check", reason="wrong"):
-        return kernels.Row(op="x", case="y", variant=variant, mode=mode, reason=reason)
+        return kernel_rows.Row(op="x", case="y", variant=variant, mode=mode, reason=reason)
 
-    assert kernels.failed(row("triton"), "triton")
-    assert kernels.failed(row("triton", "graph"), "triton")
-    assert kernels.failed(row("reference"), "triton")
-    assert not kernels.failed(row("reference", "graph"), "triton")
-    assert not kernels.failed(row("sdpa"), "triton")
-    assert not kernels.failed(row("triton", reason=""), "triton")
-    assert not kernels.failed(row("cpp", reason="ValueError: x: no 'cpp' backend"), "cpp")
+    assert kernel_rows.failed(row("triton"), "triton")
+    assert kernel_rows.failed(row("triton", "graph"), "triton")
+    assert kernel_rows.failed(row("reference"), "triton")
+    assert not kernel_rows.failed(row("reference", "graph"), "triton")
+    assert not kernel_rows.failed(row("sdpa"), "triton")
+    assert not kernel_rows.failed(row("triton", reason=""), "triton")
+    assert not kernel_rows.failed(row("cpp", reason="ValueError: x: no 'cpp' backend"), "cpp")
+    refused = "ValueError: x: the 'cpp' backend has no backward"
+    assert not kernel_rows.failed(row("cpp", reason=refused), "cpp")
+    assert kernel_rows.failed(row("cpp", reason="result 0: max 1.0"), "cpp")
 
 
 def test_numbers_of_a_row():
-    limit = kernels.Limit(copy_bandwidth=1e9, matmul_rate=1e9)
+    limit = kernel_rows.Limit(copy_bandwidth=1e9, matmul_rate=1e9)
     assert limit.ms(8_000, 1_000) == pytest.approx(8e-3)
     assert limit.ms(1_000, 8_000) == pytest.approx(8e-3)
     case = case_with(lambda x: (x,))
-    row = kernels.timed_row(case, "triton", "warm", [0.02, 0.01, 0.03], limit)
+    row = kernel_rows.timed_row(case, "triton", "warm", [0.02, 0.01, 0.03], limit)
     assert (row.ms, row.rounds) == (0.02, 3)
     assert row.gb_per_s == pytest.approx(0.4)
     assert row.tflop_per_s == pytest.approx(5e-5)
     assert row.percent_of_limit == pytest.approx(40)
-    other = kernels.timed_row(case, "sdpa", "warm", [0.05], limit)
-    cold = kernels.timed_row(case, "sdpa", "cold", [0.05], limit)
-    ratios = [r.vs_ours for r in kernels.with_ratios([row, other, cold], "triton")]
+    other = kernel_rows.timed_row(case, "sdpa", "warm", [0.05], limit)
+    cold = kernel_rows.timed_row(case, "sdpa", "cold", [0.05], limit)
+    ratios = [r.vs_ours for r in kernel_rows.with_ratios([row, other, cold], "triton")]
     assert ratios == [1.0, pytest.approx(2.5), None]
 
 

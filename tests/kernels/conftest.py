@@ -6,6 +6,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from videoar import _C
 from videoar.kernels.dispatch import use_backend
 
 # By dtype of the result: largest error over largest value, and RMS of the error over RMS.
@@ -45,6 +46,26 @@ def half(request: pytest.FixtureRequest, device: torch.device) -> torch.dtype:
     """
     interpreted = request.node.callspec.params["device"] == "interpreter"
     return torch.float16 if interpreted else torch.bfloat16
+
+
+@pytest.fixture
+def on_every_cpu() -> Callable[[Callable[[], object]], list[object]]:
+    """`on_every_cpu(run)`: what `run` gives by instruction set and by number of threads."""
+
+    def run_all(run: Callable[[], object]) -> list[object]:
+        before, threads, results = _C.isa(), torch.get_num_threads(), []
+        try:
+            for name in _C.isas():
+                _C.set_isa(name)
+                for count in (1, 2, 5):
+                    torch.set_num_threads(count)
+                    results.append(run())
+        finally:
+            _C.set_isa(before)
+            torch.set_num_threads(threads)
+        return results
+
+    return run_all
 
 
 @pytest.fixture

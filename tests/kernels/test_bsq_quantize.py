@@ -15,7 +15,7 @@ from videoar.kernels.bsq_quantize import (
 from videoar.kernels.bsq_quantize_triton import bsq_quantize_tiles
 from videoar.kernels.resample import resample_ref
 
-TRITON = True
+TRITON = CPP = True
 pytestmark = pytest.mark.usefixtures("poisoned")
 SIZES = ((1, 1), (2, 2), (3, 3), (4, 4))
 WIDE = ((1, 2), (2, 3), (3, 5))
@@ -143,8 +143,13 @@ def test_bad_arguments() -> None:
     x = torch.zeros(1, 3, 1, 4, 4)
     with pytest.raises(ValueError, match="x: expected floating"):
         bsq_quantize(x[0], SIZES)
-    with pytest.raises(ValueError, match="sizes: the last"):
-        bsq_quantize(x, WIDE)
+    with pytest.raises(ValueError, match="x: expected floating"):
+        bsq_quantize(x[:, :0], SIZES)
+    for sizes in (WIDE, (), ((0, 1), (4, 4))):
+        with pytest.raises(ValueError, match=r"sizes: expected grids .* the last \(4, 4\), got"):
+            bsq_quantize(x, sizes)
+    with pytest.raises(ValueError, match="flips: expected on cpu as x, got on meta"):
+        bsq_quantize(x, SIZES, flips=torch.zeros(1, 1, 30, 3, dtype=torch.bool, device="meta"))
     with pytest.raises(ValueError, match="flips: expected bool"):
         bsq_quantize(x, SIZES, flips=torch.zeros(1, 1, 29, 3, dtype=torch.bool))
     with pytest.raises(ValueError, match=r"bits: expected \[B,t,30,d\]"):

@@ -10,7 +10,7 @@ from videoar.kernels.cached_attention_triton import cached_attention_tiles
 from videoar.kernels.chunk_attention import chunk_attention
 from videoar.runtime.schedule import ChunkSchedule
 
-TRITON = True
+TRITON = CPP = True
 pytestmark = pytest.mark.usefixtures("poisoned")
 CAPACITY = 23
 
@@ -164,12 +164,19 @@ def test_refuses_segments(pairs):
     ("change", "message"),
     [
         ({"q_BHLD": torch.zeros(3, 4, 16)}, "q: expected"),
+        ({"q_BHLD": torch.zeros(3, 4, 5, 16).int()}, "q: expected floating"),
+        ({"q_BHLD": torch.zeros(3, 4, 5, 0)}, "q: expected"),
+        ({"q_BHLD": torch.zeros(3, 0, 5, 16)}, "q: expected"),
+        ({"k_cache": torch.zeros(3, 2, CAPACITY, 8)}, "k_cache: expected"),
+        ({"k_cache": torch.zeros(3, 0, CAPACITY, 16)}, "k_cache: expected"),
+        ({"k_cache": torch.zeros(3, 2, CAPACITY, 16, device="meta")}, "k_cache: expected on cpu"),
+        ({"v_cache": torch.zeros(3, 2, CAPACITY, 16, device="meta")}, "v_cache: expected on cpu"),
         ({"k_cache": torch.zeros(3, 3, CAPACITY, 16)}, "k_cache: expected"),
         ({"v_cache": torch.zeros(3, 2, 9, 16)}, "v_cache: expected"),
         ({"v_cache": torch.zeros(3, 2, CAPACITY, 16).double()}, "v_cache: expected"),
         ({"segments": torch.zeros(3, 1, 2)}, "segments: expected torch.int32"),
         ({"segments": torch.zeros(2, 1, 2).int()}, "segments: expected"),
-        ({"impl": "flash"}, "impl: expected .*`flash` extra"),
+        ({"segments": torch.zeros(3, 1, 2, device="meta").int()}, "segments: expected on cpu"),
         ({"impl": "fast"}, "impl: expected"),
     ],
 )
@@ -179,3 +186,25 @@ def test_refuses(change, message):
     arguments = {"q_BHLD": q, "k_cache": k_cache, "v_cache": v_cache, "segments": segments}
     with pytest.raises(ValueError, match=f"^{message}"):
         cached_attention(**{**arguments, **change})
+
+
+@pytest.mark.parametrize(
+    ("dtype", "width", "strided", "message"),
+    [
+        (torch.float64, 16, None, r"q: .* got torch.float64"),
+        (torch.float32, 264, None, r"q: .* D up to 256, got"),
+        (torch.float32, 16, "k_cache", "k_cache: expected unit stride"),
+        (torch.float32, 16, "v_cache", "v_cache: expected unit stride"),
+    ],
+)
+def test_the_kernel_refuses(dtype, width, strided, message, triton_device):
+    names = ("q_BHLD", "k_cache", "v_cache")
+    case = {
+        name: x.to(triton_device, dtype)
+        for name, x in zip(names, random_case(width=width), strict=True)
+    }
+    if strided:
+        case[strided] = case[strided].mT.contiguous().mT
+    segments = torch.zeros(3, 1, 2, dtype=torch.int32, device=triton_device)
+    with pytest.raises(ValueError, match=f"^{message}"):
+        cached_attention(**case, segments=segments)

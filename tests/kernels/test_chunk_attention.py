@@ -344,17 +344,30 @@ def test_unmasked_attention_is_full_attention(device):
     ("change", "name"),
     [
         ({"q_BHLD": torch.zeros(2, 4, 16, 8)}, "q"),
+        ({"q_BHLD": torch.zeros(2, 4, 18, 8).int()}, "q"),
+        ({"q_BHLD": torch.zeros(2, 4, 18, 0)}, "q"),
+        ({"q_BHLD": torch.zeros(2, 0, 18, 8)}, "q"),
+        ({"schedule": ChunkSchedule.video(2, ((1, 1), (2, 2)))}, "q"),
+        ({"text_len": 4}, "q"),
         ({"k_BGLD": torch.zeros(2, 3, 18, 8)}, "k"),
+        ({"k_BGLD": torch.zeros(2, 0, 18, 8)}, "k"),
+        ({"k_BGLD": torch.zeros(2, 2, 18, 8, device="meta")}, "k"),
         ({"v_BGLD": torch.zeros(2, 4, 18, 8)}, "v"),
         ({"v_BGLD": torch.zeros(2, 2, 18, 8).double()}, "v"),
+        ({"v_BGLD": torch.zeros(2, 2, 18, 8, device="meta")}, "v"),
         ({"text_lengths": torch.tensor([1, 2, 3])}, "text_lengths"),
         ({"text_lengths": torch.tensor([1, 4])}, "text_lengths"),
         ({"text_lengths": torch.tensor([1.0, 2.0])}, "text_lengths"),
+        ({"text_lengths": torch.tensor([True, True])}, "text_lengths"),
+        ({"text_lengths": torch.tensor(1)}, "text_lengths"),
+        ({"frame_visible": torch.tensor(True)}, "frame_visible"),
+        ({"frame_visible": torch.ones(3, 4).bool()}, "frame_visible"),
         ({"frame_visible": torch.ones(2, 2).bool()}, "frame_visible"),
         ({"frame_visible": torch.ones(3, 3, 3).bool()}, "frame_visible"),
         ({"frame_visible": torch.ones(3, 3)}, "frame_visible"),
         ({"mask": torch.ones(2, 4, 18, 18).bool()}, "mask"),
         ({"mask": torch.ones(2, 1, 18, 18)}, "mask"),
+        ({"mask": torch.ones(2, 1, 18, 18, device="meta").bool()}, "mask"),
     ],
 )
 def test_refuses(change, name):
@@ -364,3 +377,17 @@ def test_refuses(change, name):
     arguments = {"q_BHLD": q, "k_BGLD": k, "v_BGLD": v, "schedule": SMALL, "text_len": 3}
     with pytest.raises(ValueError, match=f"^{name}: expected"):
         chunk_attention(**{**arguments, **change})
+
+
+@pytest.mark.parametrize(("dtype", "width"), [(torch.float64, 16), (torch.float32, 264)])
+def test_the_kernel_refuses(dtype, width, triton_device):
+    qkv = random_qkv(2, SMALL.num_tokens, width=width, device=triton_device, dtype=dtype)
+    with pytest.raises(ValueError, match=r"^q: the Triton kernel takes .*, got"):
+        chunk_attention(*qkv, SMALL)
+
+
+def test_the_kernel_refuses_too_many_frames_in_a_block(triton_device):
+    schedule = ChunkSchedule.video(40, ((1, 1),))
+    qkv = random_qkv(1, schedule.num_tokens, device=triton_device)
+    with pytest.raises(ValueError, match=r"^schedule: .* up to 30 frames in 32 tokens, got 32"):
+        chunk_attention(*qkv, schedule)

@@ -6,11 +6,11 @@ import pytest
 import torch
 
 from videoar.kernels.bsq_quantize import bsq_quantize
-from videoar.kernels.next_scale import next_scale, next_scale_ref
+from videoar.kernels.next_scale import NextScale, next_scale, next_scale_ref
 from videoar.kernels.next_scale_triton import next_scale_tiles
 from videoar.kernels.philox import philox_uniform
 
-TRITON = True
+TRITON = CPP = True
 pytestmark = pytest.mark.usefixtures("poisoned")
 SIZES = ((1, 1), (2, 3), (3, 3), (4, 5))
 
@@ -268,15 +268,24 @@ def test_bfloat16_logits_are_widened(device):
         ({"scale": 4}, "scale"),
         ({"logits": torch.zeros(3, 5, 10)}, "logits"),
         ({"logits": torch.zeros(3, 6, 9)}, "logits"),
+        ({"logits": torch.zeros(3, 6, 10).int()}, "logits"),
+        ({"logits": torch.zeros(3, 6, 0)}, "logits"),
         ({"accumulator": torch.zeros(3, 5, 4, 4)}, "accumulator"),
         ({"accumulator": torch.zeros(3, 5, 4, 5).double()}, "accumulator"),
+        ({"accumulator": torch.zeros(3, 5, 4, 5, device="meta")}, "accumulator"),
         ({"logits_uncond": torch.zeros(3, 6, 8)}, "logits_uncond"),
+        ({"logits_uncond": torch.zeros(3, 6, 10).double()}, "logits_uncond"),
+        ({"logits_uncond": torch.zeros(3, 6, 10, device="meta")}, "logits_uncond"),
         ({"guidance": 2.0}, "guidance"),
         ({"guidance": torch.ones(2)}, "guidance"),
         ({"temperature": -1.0}, "temperature"),
         ({"temperature": math.nan}, "temperature"),
         ({"temperature": torch.ones(3, 1)}, "temperature"),
+        ({"temperature": torch.tensor([1.0, -1.0, 0.0])}, "temperature"),
+        ({"temperature": torch.ones(3, device="meta")}, "temperature"),
         ({"noise": torch.ones(3, 6, 4)}, "noise"),
+        ({"noise": torch.ones(3, 6, 5).double()}, "noise"),
+        ({"noise": torch.ones(3, 6, 5, device="meta")}, "noise"),
         ({"noise": None}, "seeds"),
         ({"noise": None, "seeds": torch.zeros(2).long()}, "seeds"),
     ],
@@ -286,3 +295,32 @@ def test_refuses(change, name):
     arguments = {"logits": logits, "accumulator": accumulator, "scale": 1, "noise": noise}
     with pytest.raises(ValueError, match=f"^{name}: expected"):
         next_scale(sizes=SIZES, **{**arguments, **change})
+
+
+@pytest.mark.parametrize("scale", [1, 3])
+@pytest.mark.parametrize("in_place", [False, True])
+def test_writes_into_given_tensors(scale, in_place, device):
+    logits, uncond, accumulator, noise = (x.to(device) for x in random_case(scale))
+    arguments = {"logits_uncond": uncond, "guidance": 2.5, "temperature": 0.7, "noise": noise}
+    expected = next_scale(logits, accumulator, SIZES, scale, **arguments)
+    before = accumulator.clone()
+    out = NextScale(*(torch.empty_like(x) for x in expected))
+    if in_place:
+        out = out._replace(accumulator=accumulator)
+    got = next_scale(logits, accumulator, SIZES, scale, **arguments, out=out)
+    for one, place, value in zip(got, out, expected, strict=True):
+        assert one.data_ptr() == place.data_ptr()
+        assert torch.equal(one, value)
+    assert in_place or torch.equal(accumulator, before)
+
+
+@pytest.mark.parametrize("name", NextScale._fields)
+@pytest.mark.parametrize(
+    "wrong", [lambda x: x[:2], lambda x: x.double(), lambda x: x.repeat_interleave(2, 2)[:, :, ::2]]
+)
+def test_refuses_out_that_does_not_fit(name, wrong):
+    logits, _, accumulator, noise = random_case(1)
+    out = next_scale(logits, accumulator, SIZES, 1, noise=noise)
+    out = out._replace(**{name: wrong(getattr(out, name))})
+    with pytest.raises(ValueError, match=rf"^out\.{name}: expected contiguous"):
+        next_scale(logits, accumulator, SIZES, 1, noise=noise, out=out)

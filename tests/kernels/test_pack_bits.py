@@ -5,6 +5,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+from videoar import _C
 from videoar.kernels.pack_bits import (
     MAX_WORDS,
     _check_count,
@@ -14,7 +15,7 @@ from videoar.kernels.pack_bits import (
     unpack_bits_ref,
 )
 
-TRITON = True
+TRITON = CPP = True
 pytestmark = pytest.mark.usefixtures("poisoned")
 LEADING = st.lists(st.integers(0, 4), max_size=3).map(tuple)
 
@@ -134,3 +135,21 @@ def test_pack_refuses(bits, message):
 def test_unpack_refuses(words, d, message):
     with pytest.raises(ValueError, match=message):
         unpack_bits(words, d)
+
+
+def test_many_tokens_agree_on_every_cpu(on_every_cpu):
+    """Enough bits for several threads; one word of every token is not full."""
+    bits = random_bits((30_000,), 43, 0)
+    expected = pack_bits_ref(bits)
+    for words in on_every_cpu(lambda: pack_bits(bits)):
+        assert torch.equal(words, expected)
+    for unpacked in on_every_cpu(lambda: unpack_bits(expected, 43)):
+        assert torch.equal(unpacked, bits)
+
+
+def test_extension_names_file_line_and_values():
+    for call in (_C.pack_bits, _C.unpack_bits):
+        with pytest.raises(ValueError, match=r"pack_bits\.cpp:\d+: .*rows -1, num_bits 1"):
+            call(0, 0, -1, 1, 1)
+        with pytest.raises(ValueError, match=r"pack_bits\.cpp:\d+: .*bits 0, words 0"):
+            call(0, 0, 1, 1, 1)

@@ -7,8 +7,9 @@ import torch
 
 from videoar.kernels.qk_norm_rope import CacheWrite, qk_norm_rope, qk_norm_rope_ref, rope_sections
 
-TRITON = True
+TRITON = CPP = True
 pytestmark = pytest.mark.usefixtures("poisoned")
+META = torch.zeros(2, 2, 5, 16, device="meta")
 
 
 def brute(x_BHLD, positions, sections, theta, weight=None, eps=1e-6):
@@ -203,6 +204,22 @@ def test_refuses_cache_overflow(start):
         ({"positions": torch.zeros(5, 3)}, "positions"),
         ({"k_BGLD": torch.zeros(2, 2, 5, 16).double()}, "k"),
         ({"q_BHLD": torch.zeros(2, 2, 5, 15)}, "q"),
+        ({"q_BHLD": torch.zeros(2, 2, 5, 0)}, "q"),
+        ({"k_BGLD": torch.zeros(2, 0, 5, 16)}, "k"),
+        ({"k_BGLD": torch.zeros(2, 2, 5, 16, device="meta")}, "k"),
+        ({"positions": torch.zeros(5, 3, device="meta").long()}, "positions"),
+        ({"q_weight": torch.ones(16).int(), "k_weight": torch.ones(16)}, "q_weight"),
+        ({"q_weight": torch.ones(16), "k_weight": torch.ones(16, device="meta")}, "k_weight"),
+        ({"cache": CacheWrite(*torch.zeros(3, 2, 2, 5, 16), torch.zeros(2))}, "cache.start"),
+        ({"cache": CacheWrite(*torch.zeros(3, 2, 2, 5, 16), torch.tensor([0, 1]))}, "cache.start"),
+        (
+            {"cache": CacheWrite(*torch.zeros(3, 2, 2, 5, 16), META[0, 0, 0, :2].long())},
+            "cache.start",
+        ),
+        ({"cache": CacheWrite(*torch.zeros(2, 2, 2, 5, 16), META[..., :8], 0)}, "cache.v_cache"),
+        ({"cache": CacheWrite(*torch.zeros(2, 2, 2, 5, 16), META, 0)}, "cache.v_cache"),
+        ({"cache": CacheWrite(*torch.zeros(3, 2, 2, 5, 16).int(), 0)}, "cache.k_cache"),
+        ({"cache": CacheWrite(*torch.zeros(3, 2, 2, 5, 16), 0.0)}, "cache.start"),
         ({"cache": CacheWrite(*torch.zeros(3, 2, 2, 5, 16), torch.zeros(3).int())}, "cache.start"),
         ({"cache": CacheWrite(*torch.zeros(3, 2, 1, 5, 16), 0)}, "cache.v_BGLD"),
     ],

@@ -4,9 +4,16 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from videoar.kernels.resample import resample, resample_matrix, resample_ref, resample_tiles
+from videoar.kernels.resample import (
+    resample,
+    resample_adjoint,
+    resample_adjoint_ref,
+    resample_matrix,
+    resample_ref,
+    resample_tiles,
+)
 
-TRITON = True
+TRITON = CPP = True
 pytestmark = pytest.mark.usefixtures("poisoned")
 SHAPES = [((8, 8), (4, 4)), ((8, 8), (3, 3)), ((5, 7), (2, 3)), ((3, 3), (8, 8)), ((2, 5), (4, 9))]
 SHAPES += [((1, 1), (6, 4)), ((17, 63), (5, 13)), ((4, 4), (1, 1)), ((24, 42), (9, 16))]
@@ -88,9 +95,24 @@ def test_bad_arguments() -> None:
     x = torch.zeros(2, 2)
     with pytest.raises(ValueError, match=r"mode: .*'cubic'"):
         resample(x, (2, 2), "cubic")
-    with pytest.raises(ValueError, match="size"):
-        resample(x, (0, 2))
+    for size in ((0, 2), (2.5, 2), (2,), (2, 2, 2), 2):
+        with pytest.raises(ValueError, match=r"^size: expected \(h, w\)"):
+            resample(x, size)
+    with pytest.raises(ValueError, match="x: expected floating"):
+        resample(x[:0], (1, 1))
     with pytest.raises(ValueError, match="x: expected floating"):
         resample(x.long(), (1, 1))
     with pytest.raises(ValueError, match="lengths"):
         resample_matrix(0, 2, "area")
+
+
+@pytest.mark.parametrize(("source", "target"), SHAPES)
+@pytest.mark.parametrize("mode", ["area", "bilinear", "nearest"])
+def test_adjoint_equals_the_gradient(
+    source: tuple[int, int], target: tuple[int, int], mode: str, device, assert_near
+) -> None:
+    x = torch.zeros(3, *source, dtype=torch.float64, requires_grad=True)
+    g = torch.randn(3, *target, dtype=torch.float64)
+    expected = torch.autograd.grad(resample_ref(x, target, mode), x, g)[0]
+    assert_near(resample_adjoint(g.float().to(device), source, mode), expected)
+    assert_near(resample_adjoint_ref(g.float().to(device), source, mode), expected)

@@ -8,7 +8,7 @@ import torch
 
 from videoar.kernels.rms_norm import _backward_tiles, _tiles, rms_norm, rms_norm_ref
 
-TRITON = True
+TRITON = CPP = True
 pytestmark = pytest.mark.usefixtures("poisoned")
 SHAPES = [(1, 1), (17, 63), (5, 130), (2, 3, 17), (64,), (0, 8)]
 

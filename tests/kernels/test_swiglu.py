@@ -7,7 +7,7 @@ import torch
 
 from videoar.kernels.swiglu import _tiles, swiglu, swiglu_ref
 
-TRITON = True
+TRITON = CPP = True
 pytestmark = pytest.mark.usefixtures("poisoned")
 
 

@@ -1,10 +1,12 @@
 """The commands `generate`, `reconstruct`, `inspect` and `demo`: what they write and print."""
 
+import io
 import json
 from pathlib import Path
 
 import numpy as np
 import pytest
+from tqdm import tqdm
 
 from videoar.runtime import cli_demo, cli_reconstruct, pipeline
 from videoar.runtime.cli import main
@@ -146,6 +148,116 @@ class TestGenerate:
         status, _, err = generate(RED, "--device", "cuda")
         assert status == 2
         assert "torch sees no CUDA device; nearest: cpu" in err
+
+
+class TestModes:
+    """`generate` with frames in front, and in several shots."""
+
+    @pytest.fixture
+    def same(self, generate, tiny_folder, tmp_path):
+        """Runs the command and `VideoAR.generate`, which must give the same file; its output."""
+
+        def check(*words: object, **request: object) -> dict:
+            status, out, err = generate(*words, "--seed", 6, "--json")
+            assert (status, err) == (0, "")
+            result = pipeline.VideoAR.from_pretrained(tiny_folder).generate(**request, seed=6)
+            write_video(tmp_path / "expected.mp4", result.frames[0], result.fps)
+            assert (tmp_path / "a.mp4").read_bytes() == (tmp_path / "expected.mp4").read_bytes()
+            output = json.loads(out)["outputs"][0]
+            assert output["num_frames"] == len(result.frames[0])
+            return output
+
+        return check
+
+    @pytest.fixture
+    def picture(self, tmp_path):
+        return write_video(tmp_path / "in.png", moving_square(1))
+
+    @pytest.fixture
+    def video(self, tmp_path):
+        return write_video(tmp_path / "in.mp4", moving_square(20), fps=8)
+
+    def test_image(self, same, picture):
+        output = same(RED, "--image", picture, prompt=RED, image=picture)
+        assert (output["num_frames"], output["given_frames"]) == (17, 1)
+
+    def test_video(self, same, video):
+        output = same(RED, "--video", video, prompt=RED, video=video)
+        assert (output["num_frames"], output["given_frames"]) == (17, 9)
+        words = (RED, "--video", video, "--context", 5, "--num-frames", 25)
+        output = same(*words, prompt=RED, video=video, context=5, num_frames=25)
+        assert (output["num_frames"], output["given_frames"]) == (25, 5)
+
+    def test_the_given_frames_come_first(self, generate, video, tmp_path):
+        assert generate(RED, "--video", video, output="a.gif")[0] == 0
+        expected, _ = read_video(video, size=(SIZE, SIZE))
+        written, _ = read_video(tmp_path / "a.gif")
+        # A GIF has 256 colours, which are fewer than these 17 frames have.
+        assert np.abs(written[:9].astype(int) - expected[-9:]).mean() < 8
+
+    def test_only_new(self, same, video):
+        words = (RED, "--video", video, "--only-new")
+        output = same(*words, prompt=RED, video=video, only_new=True)
+        assert (output["num_frames"], output["given_frames"]) == (8, 0)
+
+    def test_shots(self, same):
+        output = same(RED, "--shots", 3, prompt=RED, shots=3)
+        assert (output["num_frames"], output["shots"]) == (17 + 8 + 8, 3)
+        assert "given_frames" not in output
+
+    def test_then(self, same):
+        words = (RED, "--then", BLUE, RED, "--num-frames", 9, "--context", 1)
+        shots = [RED, BLUE, RED]
+        output = same(*words, shots=shots, num_frames=9, context=1)
+        assert (output["num_frames"], output["shots"], output["prompt"]) == (9 + 8 + 8, shots, None)
+
+    def test_every_prompt_has_the_further_shots(self, generate, tmp_path):
+        generate(RED, BLUE, "--then", RED, "--num-frames", 5, "--seed", 3, output="many.mp4")
+        generate(BLUE, "--then", RED, "--num-frames", 5, "--seed", 4, output="one.mp4")
+        assert (tmp_path / "many-2.mp4").read_bytes() == (tmp_path / "one.mp4").read_bytes()
+
+    def test_the_progress_bar_is_full_at_the_end(self, generate, picture, monkeypatch):
+        bars = []
+
+        def bar(**options):
+            bars.append(tqdm(**options | {"disable": False, "file": io.StringIO()}))
+            return bars[-1]
+
+        monkeypatch.setattr("videoar.runtime.cli_generate.tqdm", bar)
+        generate(RED, "--image", picture, "--shots", 2, "--num-frames", 9, "--context", 5)
+        # 3 latent frames of 2 scales, of which one is given, then one more.
+        assert [(one.n, one.total) for one in bars] == [(6, 6)]
+
+    def test_classes(self, generate, tiny_class_folder):
+        words = ("--class-id", 0, "--then", 4, "--num-frames", 5, "--json")
+        status, out, _ = generate(*words, model=tiny_class_folder)
+        assert status == 0
+        assert json.loads(out)["outputs"][0]["shots"] == [0, 4]
+        status, _, err = generate("--class-id", 0, "--then", "red", model=tiny_class_folder)
+        assert (status, err) == (2, "videoar: error: then: a class is expected, got 'red'\n")
+
+    @pytest.mark.parametrize(
+        ("words", "status", "message"),
+        [
+            (("--image", "no.png"), 1, "no.png: does not exist"),
+            (("--image", "a", "--video", "b"), 2, "argument --video: not allowed with argument"),
+            (("--shots", 2, "--then", BLUE), 2, "argument --then: not allowed with argument"),
+            (("--shots", 0), 2, "argument --shots: must be 1 or more, got 0; nearest: 1"),
+            (("--shots", 2, "--num-frames", 1), 2, "num_frames: 1 leaves nothing to make behind"),
+            (("--shots", 2, "--context", 4), 2, "context: must be 1 + 4n, got 4; nearest: 1 or 5"),
+            (("--shots", 2, "--context", 17), 2, "context: at most 13 of 17 frames, got 17"),
+            (("--then", "a purple 3"), 2, "prompt: unknown words ['purple']"),
+            (("--only-new",), 2, "only_new: goes with --image or --video"),
+        ],
+    )
+    def test_bad_arguments_are_found_before_weights_are_loaded(
+        self, generate, tmp_path, monkeypatch, words, status, message
+    ):
+        monkeypatch.setattr("videoar.runtime.cli_generate.load_model", None)
+        got, out, err = generate(RED, *words)
+        assert (got, out) == (status, "")
+        assert err.startswith(f"videoar: error: {message}")
+        assert not list(tmp_path.iterdir())
 
 
 class TestReconstruct:

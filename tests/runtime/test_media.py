@@ -280,6 +280,11 @@ class TestReading:
         frames, _ = read_video(tmp_path / "a.mp4", start=3, num_frames=4)
         assert np.array_equal(frames, everything[3:7])
         assert np.array_equal(read_video(tmp_path / "a.mp4", start=11)[0], everything[11:])
+        for last in (1, 5, 12, 30):
+            assert np.array_equal(read_video(tmp_path / "a.mp4", last=last)[0], everything[-last:])
+        for bad in ({"last": 0}, {"last": 3, "num_frames": 5}):
+            with pytest.raises(ValueError, match="last: at least 1 is needed, and no num_frames"):
+                read_video(tmp_path / "a.mp4", **bad)
 
     @pytest.mark.parametrize(
         ("fps", "expected"),

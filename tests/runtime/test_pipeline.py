@@ -34,15 +34,20 @@ def test_batched_equals_single(model: VideoAR) -> None:
 
 def test_stream_equals_generate(model: VideoAR) -> None:
     steps = []
-    parts = list(
-        model.stream(PROMPTS[0], seed=3, num_frames=13, on_step=lambda t, k: steps.append((t, k)))
-    )
+    seconds = []
+
+    def on_step(frame: int, scale: int, took: float) -> None:
+        steps.append((frame, scale))
+        seconds.append(took)
+
+    parts = list(model.stream(PROMPTS[0], seed=3, num_frames=13, on_step=on_step))
     tau, scales = model.config.tokenizer.temporal_compression, model.config.transformer.sizes
     assert [len(part) for part in parts] == [1] + [tau] * (12 // tau)
     whole = model.generate(PROMPTS[0], seed=3, num_frames=13)
     assert np.array_equal(np.concatenate(parts), whole.frames[0])
     assert steps == [(t, k) for t in range(1 + 12 // tau) for k in range(len(scales))]
     assert whole.timings["steps"] == len(steps)
+    assert min(seconds) > 0
     assert whole.frames.dtype == np.uint8
     assert whole.frames.shape[1] == 13
 

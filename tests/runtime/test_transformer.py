@@ -12,7 +12,14 @@ from videoar.runtime.cache import CacheLayout
 from videoar.runtime.config import TransformerConfig
 from videoar.runtime.guidance import GuidanceSchedule
 from videoar.runtime.presets import PRESETS, preset
-from videoar.runtime.sampling import SamplingParams, chunk_logits, decode_frame, prepare
+from videoar.runtime.sampling import (
+    chunk_logits,
+    decode_frame,
+    frame_plan,
+    prefill_text,
+    prepare,
+    set_guidance,
+)
 from videoar.runtime.schedule import default_sizes
 from videoar.runtime.text import pad
 from videoar.runtime.transformer import Transformer, teacher_forced_logits
@@ -110,31 +117,38 @@ def test_cached_equals_teacher_forced() -> None:
     tokens, lengths, inputs, bits = sample_inputs(3, 3)
     whole = teacher_forced_logits(model, tokens, lengths, inputs)
     rows = [tokens[i, : lengths[i]].tolist() for i in range(3)]
-    state = prepare(model, rows, None, [0, 0, 0], 3)
-    params = SamplingParams(guidance=GuidanceSchedule.parse(1))
+    state = prepare(model, rows, None, [0, 0, 0], window=2)
     for frame in range(3):
-        filled = 0
-        for scale, (h, w) in enumerate(SMALL.sizes):
-            state.inputs = inputs[:, frame, filled : filled + h * w]
-            logits = chunk_logits(model, state, scale, filled)
-            expected = whole[:, frame, filled : filled + h * w]
-            torch.testing.assert_close(logits, expected, atol=2e-5, rtol=2e-5)
-            filled += h * w
-        state.inputs = inputs[:, frame, :1]
-        decode_frame(model, state, params, 3, given_bits=bits[:, frame])
+        plan = frame_plan(model, state)
+        for k in range(len(SMALL.sizes)):
+            own = plan.scale(k)
+            logits = chunk_logits(model, state, plan, inputs[:, frame, own], k)
+            torch.testing.assert_close(logits, whole[:, frame, own], atol=2e-5, rtol=2e-5)
+        state.inputs.copy_(inputs[:, frame, :1])
+        decode_frame(model, state, given_bits=bits[:, frame])
 
 
 def test_given_bits_come_back() -> None:
     model = build()
-    _, _, _, bits = sample_inputs(2, 2)
-    state = prepare(model, [[0, 1], [0]], [0], [5, 6], 2)
-    params = SamplingParams(guidance=GuidanceSchedule.parse(3))
+    latents = torch.randn(2, 6, 2, 2, 3)
+    quantized = bsq_quantize(latents, SMALL.sizes, return_inputs=True)
+    state = prepare(model, [[0, 1], [0]], [0], [5, 6])
+    set_guidance(state, GuidanceSchedule.parse(3), 0, 2)
     for frame in range(2):
-        latents, got = decode_frame(model, state, params, 2, given_bits=bits[:, frame])
-        assert torch.equal(got, bits[:, frame])
-    expected = bsq_quantize(torch.zeros(1, 6, 1, 2, 3), SMALL.sizes)
-    assert latents.shape == (2, 6, 2, 3)
-    assert expected.bits.shape[2] == bits.shape[2]
+        decode_frame(model, state, given_bits=quantized.bits[:, frame])
+        assert torch.equal(state.bits, quantized.bits[:, frame])
+        torch.testing.assert_close(state.latents, quantized.reconstruction[:, :, frame])
+        assert state.frames.tolist() == state.draws.tolist() == [frame + 1] * 2
+    assert not state.failed.any()
+
+
+def test_a_logit_that_is_not_finite_marks_its_slot() -> None:
+    model = build()
+    state = prepare(model, [[0, 1], [0, 2]], [0], [5, 6])
+    model.embed_tokens.weight[2] = float("nan")
+    prefill_text(model, [0, 2], state.cache.rows(2, 1))
+    decode_frame(model, state)
+    assert state.failed.tolist() == [False, True]
 
 
 def test_nothing_sees_what_comes_later() -> None:
@@ -173,16 +187,20 @@ def test_hidden_frames_change_what_is_seen() -> None:
 def test_ring_segments_name_the_visible_rows() -> None:
     layout = CacheLayout(max_text=4, tokens_per_frame=10, ring_frames=3)
     lengths = torch.tensor([2, 4])
-    for frame in range(8):
-        for filled in (1, 10):
-            segments = layout.segments(lengths, frame, filled)
-            for row in range(2):
-                rows = [r for s, n in segments[row].tolist() for r in range(s, s + n)]
+    for first in range(8):
+        frames = [first, first + 5]
+        segments = layout.segments(lengths, torch.tensor(frames), torch.tensor([1, 10]))
+        for k, filled in enumerate((1, 10)):
+            for row, frame in enumerate(frames):
+                rows = [r for s, n in segments[k, row].tolist() for r in range(s, s + n)]
                 expected = set(range(int(lengths[row])))
                 for past in range(max(0, frame - 2), frame):
-                    expected |= set(range(layout.start(past), layout.start(past) + 10))
-                expected |= set(range(layout.start(frame), layout.start(frame) + filled))
+                    start = 4 + 10 * (past % 3)
+                    expected |= set(range(start, start + 10))
+                start = 4 + 10 * (frame % 3)
+                expected |= set(range(start, start + filled))
                 assert sorted(rows) == sorted(expected), (frame, filled)
+    assert layout.start(torch.tensor([0, 4])).tolist() == [4, 14]
     assert layout.capacity == 34
 
 
@@ -202,11 +220,10 @@ def test_overfits_one_clip_to_zero_bit_error() -> None:
         optimizer.step()
     assert all(p.grad is not None and p.grad.abs().sum() > 0 for p in model.parameters())
     model.eval().requires_grad_(False)
-    state = prepare(model, [[0, 4, 2]], None, [0], 2)
-    greedy = SamplingParams(guidance=GuidanceSchedule.parse(1), temperature=0.0)
+    state = prepare(model, [[0, 4, 2]], None, [0], temperature=0.0)
     for frame in range(2):
-        _, bits = decode_frame(model, state, greedy, 2)
-        assert torch.equal(bits, quantized.targets[:, frame])
+        decode_frame(model, state)
+        assert torch.equal(state.bits, quantized.targets[:, frame])
 
 
 def test_gradient_checkpointing_changes_nothing() -> None:

@@ -12,7 +12,7 @@ from torch import nn
 from videoar.kernels.bsq_quantize import bsq_quantize
 from videoar.runtime.errors import MediaError
 from videoar.runtime.media import write_video
-from videoar.runtime.presets import DIGITS_TOKENIZER
+from videoar.runtime.presets import DIGITS_TOKENIZER, preset
 from videoar.runtime.schedule import default_sizes
 from videoar.runtime.text import encode_prompt
 from videoar.training import digits
@@ -21,6 +21,7 @@ from videoar.training.evaluate import (
     ASPECTS,
     digit_clips,
     draw_prompts,
+    eval_continuation,
     eval_prompts,
     eval_tokenizer,
     folder_clips,
@@ -156,6 +157,60 @@ def test_prompts_of_a_clips_seed_are_not_its_stream(split, seed):
 def test_no_prompts(judge):
     with pytest.raises(ValueError, match="num: at least 1, got 0"):
         eval_prompts(DrawingModel(), judge, 0)
+
+
+class ContinuingModel:
+    """Continues with the clip's own frames, after `change`; without a prompt with black ones."""
+
+    config = preset("digits")
+
+    def __init__(self, change=lambda frames: frames):
+        self.change, self.calls = change, []
+
+    def generate(self, prompt, *, video, seed, num_frames, context, only_new, **sampling):
+        self.calls.append((prompt, len(video), num_frames, context, seed, sampling))
+        frames, _, _ = digits.clip("test", 70, seed - 70, num_frames)
+        np.testing.assert_array_equal(frames[:context], video)
+        made = self.change(frames[context:]) if prompt else np.zeros_like(frames[context:])
+        return SimpleNamespace(frames=(made if only_new else np.concatenate([video, made]))[None])
+
+
+def test_a_faultless_continuation(judge):
+    result = eval_continuation(ContinuingModel(), judge, NUM, seed=70)
+    shares = {name: result[name] for name in (*ASPECTS, "all", "digits", "num_moving")}
+    assert shares == result["real"]
+    assert result["digit"] > 0.9
+    assert result["colour"] == result["direction"] == result["speed"] == 1
+    assert [result["unprompted"][name] for name in (*ASPECTS, "all")] == [0] * 5
+    assert [result[name] for name in ("num", "given_frames", "made_frames")] == [NUM, 9, 8]
+    json.dumps(result, allow_nan=False)
+
+
+def test_only_made_frames_are_judged(judge):
+    """A continuation that runs backwards is wrong wherever something moves, and only there."""
+    result = eval_continuation(ContinuingModel(lambda made: made[::-1]), judge, NUM, seed=70)
+    still = 1 - result["num_moving"] / NUM
+    assert result["direction"] == pytest.approx(still, abs=1e-4)
+    assert result["real"]["direction"] == 1
+    assert result["speed"] == result["real"]["speed"]
+
+
+def test_what_a_continuing_model_is_asked(judge):
+    model = ContinuingModel()
+    eval_continuation(model, judge, 2, seed=70, context=5, guidance=2, temperature=0.5)
+    sampling = {"guidance": 2, "temperature": 0.5}
+    captions = [digits.clip("test", 70, index)[1] for index in range(2)]
+    assert model.calls == [
+        (prompt, 5, 17, 5, 70 + index, sampling)
+        for index in range(2)
+        for prompt in (captions[index], "")
+    ]
+
+
+@pytest.mark.parametrize("context", [0, 16, 17])
+def test_contexts_that_leave_nothing_to_judge(judge, context):
+    with pytest.raises(ValueError, match=f"context: expected 1 .. 15, got {context}"):
+        eval_continuation(ContinuingModel(), judge, 1, context=context)
 
 
 class ShiftingTokenizer(nn.Module):

@@ -71,7 +71,7 @@ def leaf(name: str) -> argparse.ArgumentParser:
 
 def test_commands():
     kinds = {"train": ("tokenizer", "transformer", "judge", "export")}
-    kinds |= {"eval": ("prompts", "tokenizer")}
+    kinds |= {"eval": ("prompts", "continuation", "tokenizer")}
     expected = {f"videoar {name} {kind}" for name in kinds for kind in kinds[name]}
     assert set(leaves(make_parser())) == expected
 
@@ -272,6 +272,19 @@ def test_eval_prompts_table(exported, capsys):
     assert [line.split()[0] for line in lines] == names
 
 
+def test_eval_continuation(exported, capsys):
+    words = ("eval", "continuation", "--model", exported, "--guidance", 1, "--context", 13)
+    run(*words, "--num", 2, "--json")
+    result = json.loads(capsys.readouterr().out)
+    assert {"digit", "colour", "direction", "speed", "unprompted", "real"} <= result.keys()
+    assert (result["num"], result["given_frames"], result["made_frames"]) == (2, 13, 4)
+    run(*words, "--num", 1)
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0].split() == ["prompted", "unprompted", "real"]
+    assert lines[1].split()[0] == "digit"
+    assert lines[-1] == "1 clips: 13 frames given, 4 made and judged"
+
+
 def test_eval_tokenizer(exported, capsys):
     run("eval", "tokenizer", "--model", exported, "--num", 1, "--json")
     result = json.loads(capsys.readouterr().out)
@@ -292,6 +305,6 @@ def test_eval_tokenizer_on_a_folder(exported, tmp_path, capsys):
 
 
 def test_missing_model(tmp_path):
-    for kind in ("prompts", "tokenizer"):
+    for kind in ("prompts", "continuation", "tokenizer"):
         with pytest.raises(CheckpointError, match="nowhere"):
             run("eval", kind, "--model", tmp_path / "nowhere")

@@ -1,0 +1,108 @@
+"""One code a token from logits: guidance, temperature, top-k, top-p, and one uniform number.
+
+    l = uncond + guidance (cond - uncond)        p = softmax(keep(l / temperature))
+    code = the first c with p_0 + .. + p_c > u   (filtered: in falling order of p)
+
+`keep` drops what is below the k-th largest logit, then what has more than top_p in front of it. One
+uniform decides a token, so a result depends on no other row.
+
+Axes: R requests, L tokens of a step, V codes.
+"""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ParSampling:
+    """How codes are drawn.
+
+    Attributes:
+        guidance: strength; 1 needs no second row.
+        temperature: of the softmax; 0 is greedy.
+        top_k: so many of the likeliest codes (and those as likely as the last); 0: all.
+        top_p: as many of the likeliest codes as have this share together; 1: all.
+    """
+
+    guidance: float = 1.5
+    temperature: float = 1.0
+    top_k: int = 0
+    top_p: float = 1.0
+
+    def __post_init__(self) -> None:
+        infinite = float("inf")
+        if not 0 <= self.guidance < infinite:
+            raise ValueError(f"guidance: expected 0 or more, got {self.guidance}")
+        if not 0 <= self.temperature < infinite:
+            raise ValueError(f"temperature: expected 0 or more, got {self.temperature}")
+        if self.top_k < 0:
+            raise ValueError(f"top_k: expected 0 or more, got {self.top_k}")
+        if not 0 < self.top_p <= 1:
+            raise ValueError(f"top_p: expected above 0 and at most 1, got {self.top_p}")
+
+    @property
+    def guided(self) -> bool:
+        """Whether a request has a row without its class, too."""
+        return self.guidance != 1
+
+    @property
+    def filtered(self) -> bool:
+        """Whether codes must be put in order of their logits."""
+        return self.top_k > 0 or self.top_p < 1
+
+
+def guide(logits: Tensor, guidance: Tensor, requests: int) -> Tensor:
+    """Mix the rows of every request: `[R or 2R,L,V]`, `[R]` -> float32 `[R,L,V]`.
+
+    Conditional and unconditional row of a request are neighbours.
+    """
+    pairs = logits.float().unflatten(0, (requests, -1))
+    if pairs.shape[1] == 1:
+        return pairs[:, 0]
+    return torch.lerp(pairs[:, 1], pairs[:, 0], guidance[:, None, None])
+
+
+def sample_codes(
+    logits: Tensor,
+    uniform: Tensor,
+    temperature: Tensor,
+    top_k: Tensor | None = None,
+    top_p: Tensor | None = None,
+) -> Tensor:
+    """Draw one code a token.
+
+    Args:
+        logits: float32 `[R,L,V]`.
+        uniform: float32 `[R,L]` in [0, 1).
+        temperature: float32 `[R]`, 0 for the likeliest code.
+        top_k: int64 `[R]`, 1 .. V; together with `top_p`, or both None: all codes.
+        top_p: float32 `[R]`.
+
+    Returns:
+        int64 `[R,L]`.
+    """
+    positive = temperature[:, None] > 0
+    scaled = logits / temperature.where(temperature > 0, 1)[:, None, None]
+    codes = None
+    if top_k is not None:
+        scaled, codes = scaled.sort(dim=-1, descending=True, stable=True)
+        scaled = _keep(scaled, top_k, top_p)
+    # In float64 thousands of sums lose nothing next to the 24 bits of the uniform.
+    sums = scaled.double().softmax(-1).cumsum(-1)
+    target = uniform.double()[..., None] * sums[..., -1:]
+    place = torch.searchsorted(sums, target, right=True).clamp_(max=logits.shape[-1] - 1)
+    drawn = (place if codes is None else codes.gather(-1, place))[..., 0]
+    return drawn.where(positive, logits.argmax(-1))
+
+
+def _keep(ordered: Tensor, top_k: Tensor, top_p: Tensor) -> Tensor:
+    """Falling logits with -inf for what is dropped."""
+    last = (top_k - 1)[:, None, None].expand(*ordered.shape[:2], 1)
+    ordered = ordered.masked_fill(ordered < ordered.gather(-1, last), float("-inf"))
+    shares = ordered.double().softmax(-1)
+    in_front = shares.cumsum(-1) - shares
+    # 1 means all; sums may end a rounding above it.
+    dropped = (in_front > top_p[:, None, None]) & (top_p[:, None, None] < 1)
+    return ordered.masked_fill(dropped, float("-inf"))

@@ -1,0 +1,442 @@
+// Kernel of cached_attention.cpp, compiled by foreach_isa.h.
+//
+// Both products are one small matrix product C = A B on 32-bit words: a word is a float, or, where
+// the instruction set multiplies such pairs (kPairs), two neighbouring bf16. B is packed so that a
+// vector holds one word of kLanes columns: for the scores columns are keys and words run along D;
+// for the output columns are channels and words run along the keys. The softmax is the online one
+// (arXiv 1805.02867): blocks of keys in order, sums rescaled when the largest score grows.
+
+template <typename T> constexpr bool kPairs = VIDEOAR_ISA == 3 && sizeof(T) == 2;
+// Accumulators of one product: kRows * kColumns of the 32 (16) registers.
+constexpr int kRows = 6;
+constexpr int kColumns = VIDEOAR_ISA >= 2 ? 4 : 2;
+
+// Words live in arrays of floats and are moved as bits.
+VIDEOAR_INLINE Words load_words(const float *x) { return as_words(load(x)); }
+VIDEOAR_INLINE void store_words(float *out, Words x) { store(out, as_floats(x)); }
+
+// c + a b by lane: one product, or two where words are pairs.
+template <bool PAIRS> VIDEOAR_INLINE Floats multiply_add(const void *a, Words b, Floats c) {
+#if VIDEOAR_ISA == 3
+  if constexpr (PAIRS) {
+    int32_t pair;
+    std::memcpy(&pair, a, sizeof pair);
+    return _mm512_dpbf16_ps(c, (__m512bh)_mm512_set1_epi32(pair), (__m512bh)b);
+  }
+#endif
+  float factor;
+  std::memcpy(&factor, a, sizeof factor);
+  return fma(broadcast(factor), as_floats(b), c);
+}
+
+// C = (C * before + A B) * after.
+struct Product {
+  const float *a; // [rows, steps] words, stride_a between rows
+  int64_t stride_a;
+  const float *b; // [vectors, steps, kLanes]: packed columns
+  int64_t steps, vectors;
+  float *c; // [rows, vectors * kLanes], stride_c between rows
+  int64_t stride_c, rows;
+  const float *before; // [rows]; null: C starts at 0
+  float after;
+
+  int64_t blocks() const {
+    return (rows + kRows - 1) / kRows * (vectors / kColumns + vectors % kColumns);
+  }
+};
+
+// ROWS rows from m on, COLUMNS vectors of columns from n on.
+template <bool PAIRS, int ROWS, int COLUMNS>
+void multiply_block(const Product &product, int64_t m, int64_t n) {
+  const int64_t steps = product.steps, stride_a = product.stride_a, stride_c = product.stride_c;
+  const float *a = product.a + m * stride_a, *b = product.b + n * steps * kLanes;
+  float *c = product.c + m * stride_c + n * kLanes;
+  Floats sums[ROWS][COLUMNS];
+#pragma GCC unroll 8
+  for (int i = 0; i < ROWS; ++i)
+#pragma GCC unroll 4
+    for (int j = 0; j < COLUMNS; ++j)
+      sums[i][j] =
+          product.before ? load(c + i * stride_c + j * kLanes) * product.before[m + i] : Floats{};
+  for (int64_t step = 0; step < steps; ++step) {
+    Words words[COLUMNS];
+#pragma GCC unroll 4
+    for (int j = 0; j < COLUMNS; ++j)
+      words[j] = load_words(b + (j * steps + step) * kLanes);
+#pragma GCC unroll 8
+    for (int i = 0; i < ROWS; ++i)
+#pragma GCC unroll 4
+      for (int j = 0; j < COLUMNS; ++j)
+        sums[i][j] = multiply_add<PAIRS>(a + i * stride_a + step, words[j], sums[i][j]);
+  }
+#pragma GCC unroll 8
+  for (int i = 0; i < ROWS; ++i)
+#pragma GCC unroll 4
+    for (int j = 0; j < COLUMNS; ++j)
+      store(c + i * stride_c + j * kLanes, sums[i][j] * product.after);
+}
+
+// Of at most kRows rows.
+template <bool PAIRS, int COLUMNS>
+void multiply_rows(const Product &product, int64_t m, int64_t n) {
+  switch (product.rows - m) {
+  default:
+    return multiply_block<PAIRS, 6, COLUMNS>(product, m, n);
+  case 5:
+    return multiply_block<PAIRS, 5, COLUMNS>(product, m, n);
+  case 4:
+    return multiply_block<PAIRS, 4, COLUMNS>(product, m, n);
+  case 3:
+    return multiply_block<PAIRS, 3, COLUMNS>(product, m, n);
+  case 2:
+    return multiply_block<PAIRS, 2, COLUMNS>(product, m, n);
+  case 1:
+    return multiply_block<PAIRS, 1, COLUMNS>(product, m, n);
+  }
+}
+
+// meanwhile() is called once a block.
+template <bool PAIRS, typename Meanwhile>
+void multiply(const Product &product, Meanwhile meanwhile) {
+  int64_t n = 0;
+  for (; n + kColumns <= product.vectors; n += kColumns)
+    for (int64_t m = 0; m < product.rows; m += kRows) {
+      meanwhile();
+      multiply_rows<PAIRS, kColumns>(product, m, n);
+    }
+  for (; n < product.vectors; ++n)
+    for (int64_t m = 0; m < product.rows; m += kRows) {
+      meanwhile();
+      multiply_rows<PAIRS, 1>(product, m, n);
+    }
+}
+
+// Asks for cache rows while something else is computed: `times` calls fetch all of them.
+template <typename T> class Prefetch {
+public:
+  Prefetch(const T *const *rows, int64_t count, int64_t width, int64_t times)
+      : row_(rows), end_(rows + count), width_(width), share_((count + times - 1) / times) {}
+
+  VIDEOAR_INLINE void operator()() {
+    constexpr int64_t kLine = 64 / sizeof(T);
+    for (int64_t i = 0; i < share_ && row_ < end_; ++i, ++row_)
+      for (int64_t channel = 0; channel < width_; channel += kLine)
+        prefetch(*row_ + channel);
+  }
+
+private:
+  const T *const *row_, *const *end_;
+  int64_t width_, share_;
+};
+
+// Words i .. i + kLanes of a row of `width` channels; what lies behind its end is 0.
+template <typename T> VIDEOAR_INLINE Words row_words(const T *row, int64_t i, int64_t width) {
+#if VIDEOAR_ISA == 3
+  if constexpr (kPairs<T>) {
+    const int64_t rest = width - 2 * i;
+    const uint32_t mask = rest >= 32 ? ~0u : (1u << rest) - 1;
+    return (Words)_mm512_maskz_loadu_epi16(mask, row + 2 * i);
+  }
+#endif
+  const int64_t rest = width - i;
+  return as_words(load_n(row + i, rest < kLanes ? rest : kLanes));
+}
+
+// Words of a row, rounded up to whole vectors.
+template <typename T> VIDEOAR_INLINE int64_t words_of(int64_t width) {
+  const int64_t words = kPairs<T> ? (width + 1) / 2 : width;
+  return (words + kLanes - 1) / kLanes * kLanes;
+}
+
+// Vectors of output channels; pairs of rows interleave into two vectors at a time.
+template <typename T> VIDEOAR_INLINE int64_t vectors_of(int64_t width) {
+  return kPairs<T> ? (width + 31) / 32 * 2 : (width + kLanes - 1) / kLanes;
+}
+
+#if VIDEOAR_ISA >= 2
+// x[i][j] <-> x[j][i]
+VIDEOAR_INLINE void transpose(__m512i (&x)[16]) {
+  __m512i y[16];
+#pragma GCC unroll 8
+  for (int i = 0; i < 8; ++i) {
+    y[2 * i] = _mm512_unpacklo_epi32(x[2 * i], x[2 * i + 1]);
+    y[2 * i + 1] = _mm512_unpackhi_epi32(x[2 * i], x[2 * i + 1]);
+  }
+#pragma GCC unroll 4
+  for (int i = 0; i < 4; ++i) {
+    x[4 * i] = _mm512_unpacklo_epi64(y[4 * i], y[4 * i + 2]);
+    x[4 * i + 1] = _mm512_unpackhi_epi64(y[4 * i], y[4 * i + 2]);
+    x[4 * i + 2] = _mm512_unpacklo_epi64(y[4 * i + 1], y[4 * i + 3]);
+    x[4 * i + 3] = _mm512_unpackhi_epi64(y[4 * i + 1], y[4 * i + 3]);
+  }
+#pragma GCC unroll 4
+  for (int i = 0; i < 4; ++i) {
+    const __m512i even0 = _mm512_shuffle_i32x4(x[i], x[i + 4], 0x88);
+    const __m512i odd0 = _mm512_shuffle_i32x4(x[i], x[i + 4], 0xDD);
+    const __m512i even1 = _mm512_shuffle_i32x4(x[i + 8], x[i + 12], 0x88);
+    const __m512i odd1 = _mm512_shuffle_i32x4(x[i + 8], x[i + 12], 0xDD);
+    y[i] = _mm512_shuffle_i32x4(even0, even1, 0x88);
+    y[i + 4] = _mm512_shuffle_i32x4(odd0, odd1, 0x88);
+    y[i + 8] = _mm512_shuffle_i32x4(even0, even1, 0xDD);
+    y[i + 12] = _mm512_shuffle_i32x4(odd0, odd1, 0xDD);
+  }
+#pragma GCC unroll 16
+  for (int i = 0; i < 16; ++i)
+    x[i] = y[i];
+}
+#endif
+
+// Keys as columns: [groups of kLanes keys, words of D, kLanes]. Missing keys of the last group are
+// 0.
+template <typename T>
+void pack_keys(const T *const *rows, int64_t keys, int64_t width, float *out) {
+  const int64_t words = words_of<T>(width);
+  for (int64_t first = 0; first < keys; first += kLanes, out += words * kLanes) {
+    const int64_t count = keys - first < kLanes ? keys - first : kLanes;
+    for (int64_t i = 0; i < words; i += kLanes) {
+#if VIDEOAR_ISA >= 2
+      __m512i tile[kLanes];
+      for (int64_t key = 0; key < kLanes; ++key)
+        tile[key] = key < count ? (__m512i)row_words(rows[first + key], i, width) : __m512i{};
+      transpose(tile);
+      for (int64_t word = 0; word < kLanes; ++word)
+        store_words(out + (i + word) * kLanes, (Words)tile[word]);
+#else
+      for (int64_t key = 0; key < kLanes; ++key) {
+        float line[kLanes];
+        store_words(line, key < count ? row_words(rows[first + key], i, width) : Words{});
+        for (int64_t word = 0; word < kLanes; ++word)
+          out[(i + word) * kLanes + key] = line[word];
+      }
+#endif
+    }
+  }
+}
+
+// Values: [vectors of channels, words of keys, kLanes]. Where words are pairs, the vectors 2 i and
+// 2 i + 1 hold channels 32 i + {0-3, 8-11, 16-19, 24-27} and the others, as unpacking leaves them;
+// a missing second key is 0.
+template <typename T>
+void pack_values(const T *const *rows, int64_t keys, int64_t width, float *out) {
+  const int64_t vectors = vectors_of<T>(width);
+#if VIDEOAR_ISA == 3
+  if constexpr (kPairs<T>) {
+    const int64_t steps = (keys + 1) / 2;
+    for (int64_t step = 0; step < steps; ++step) {
+      for (int64_t n = 0; n < vectors; n += 2) {
+        const auto even = (__m512i)row_words(rows[2 * step], n * kLanes / 2, width);
+        const auto odd = 2 * step + 1 < keys
+                             ? (__m512i)row_words(rows[2 * step + 1], n * kLanes / 2, width)
+                             : __m512i{};
+        store_words(out + (n * steps + step) * kLanes, (Words)_mm512_unpacklo_epi16(even, odd));
+        store_words(out + ((n + 1) * steps + step) * kLanes,
+                    (Words)_mm512_unpackhi_epi16(even, odd));
+      }
+    }
+    return;
+  }
+#endif
+  for (int64_t key = 0; key < keys; ++key)
+    for (int64_t n = 0; n < vectors; ++n)
+      store_words(out + (n * keys + key) * kLanes, row_words(rows[key], n * kLanes, width));
+}
+
+// 2^x for x <= 0, to 3e-6: far below the rounding of a weight to bf16.
+VIDEOAR_INLINE Floats exp2_short(Floats x) {
+#if VIDEOAR_ISA >= 2
+  const Floats y = _mm512_max_ps(_mm512_set1_ps(-150.0f), x); // NaN stays NaN
+  const Floats n = _mm512_roundscale_ps(y, 8);
+  const Floats r = y - n;
+  Floats p = fma(broadcast(9.58285e-3f), r, broadcast(5.590643e-2f));
+  p = fma(p, r, broadcast(2.4024099e-1f));
+  p = fma(p, r, broadcast(6.9312419e-1f));
+  return _mm512_scalef_ps(fma(p, r, broadcast(1.0f)), n);
+#else
+  return exp(x * 0.69314718f);
+#endif
+}
+
+// Scores are in units of log(2) where words are pairs, so that the shorter function gives weights.
+template <typename T> constexpr float kScoreUnit = kPairs<T> ? 1.44269504f : 1.0f;
+
+template <typename T> VIDEOAR_INLINE Floats weight_of(Floats x) {
+  return kPairs<T> ? exp2_short(x) : exp(x);
+}
+
+// Scores of a block of keys to weights, in place: weight_of(score - the query's largest so far), as
+// bf16 where words are pairs. Updates largest and total of every query; factor is that of what was
+// summed before. In three passes, so that no query waits for the chain of another.
+template <typename T> void softmax_block(int64_t keys, int64_t count, AttentionScratch &scratch) {
+  const int64_t padded = (keys + kLanes - 1) / kLanes * kLanes;
+  for (int64_t m = 0; m < count; ++m) {
+    float *scores = scratch.scores + m * kBlockKeys;
+    for (int64_t key = keys; key < padded; ++key)
+      scores[key] = -std::numeric_limits<float>::infinity();
+    Floats best = load(scores);
+    for (int64_t key = kLanes; key < padded; key += kLanes)
+      best = max(load(scores + key), best);
+    scratch.factor[m] = std::max(scratch.largest[m], largest(best));
+  }
+  for_vectors(count, [&](int64_t m, int64_t n) {
+    const Floats now = load_n(scratch.factor + m, n);
+    const Floats factor = weight_of<T>(load_n(scratch.largest + m, n) - now);
+    store_n(scratch.largest + m, now, n);
+    store_n(scratch.factor + m, factor, n);
+  });
+  for (int64_t m = 0; m < count; ++m) {
+    float *scores = scratch.scores + m * kBlockKeys;
+    Floats sums{};
+    for (int64_t key = 0; key < padded; key += kLanes) {
+      const Floats weight = weight_of<T>(load(scores + key) - scratch.largest[m]);
+      sums = sums + weight;
+      if constexpr (kPairs<T>)
+        store(reinterpret_cast<bf16 *>(scores) + key, weight); // behind what was read
+      else
+        store(scores + key, weight);
+    }
+    scratch.total[m] = scratch.total[m] * scratch.factor[m] + sum(sums);
+  }
+}
+
+// One query's channels, divided by its sum and put back in order.
+template <typename T>
+VIDEOAR_INLINE void write_row(const float *sums, float total, int64_t width, T *out) {
+#if VIDEOAR_ISA == 3
+  if constexpr (kPairs<T>) {
+    const __m512i front = _mm512_setr_epi32(0, 1, 2, 3, 16, 17, 18, 19, 4, 5, 6, 7, 20, 21, 22, 23);
+    const __m512i back = _mm512_add_epi32(front, _mm512_set1_epi32(8));
+    for (int64_t i = 0; i < width; i += 2 * kLanes) {
+      const Floats low = load(sums + i), high = load(sums + i + kLanes);
+      const Floats first = _mm512_permutex2var_ps(low, front, high);
+      const Floats second = _mm512_permutex2var_ps(low, back, high);
+      const int64_t rest = width - i;
+      store_n(out + i, first / total, rest < kLanes ? rest : kLanes);
+      if (rest > kLanes)
+        store_n(out + i + kLanes, second / total, rest < 2 * kLanes ? rest - kLanes : kLanes);
+    }
+    return;
+  }
+#endif
+  for_vectors(width,
+              [&](int64_t i, int64_t count) { store_n(out + i, load(sums + i) / total, count); });
+}
+
+// Walks over the cache rows that a list of segments names.
+struct Cursor {
+  const int32_t *segment; // (start, length)
+  int64_t used;
+
+  int64_t next() {
+    while (used == segment[1])
+      segment += 2, used = 0;
+    return segment[0] + used++;
+  }
+};
+
+// Where query `query` of a key head begins: queries of its heads follow each other.
+VIDEOAR_INLINE int64_t query_offset(const CachedAttention &call, const Axes &strides, int64_t row,
+                                    int64_t group, int64_t query) {
+  const int64_t head = group * (call.heads / call.groups) + query / call.length;
+  return row * strides[0] + head * strides[1] + query % call.length * strides[2];
+}
+
+template <typename T>
+void zero_rows(const CachedAttention &call, int64_t row, int64_t group, int64_t first,
+               int64_t count) {
+  for (int64_t m = first; m < first + count; ++m) {
+    T *out = static_cast<T *>(call.out) + query_offset(call, call.out_strides, row, group, m);
+    for_vectors(call.width, [&](int64_t i, int64_t n) { store_n(out + i, Floats{}, n); });
+  }
+}
+
+// Where the keys and values of a block of cache rows are.
+template <typename T> struct KeyBlock {
+  const T *k[kBlockKeys], *v[kBlockKeys];
+  int64_t keys;
+
+  void locate(const CachedAttention &call, int64_t row, int64_t group, Cursor &cursor,
+              int64_t count) {
+    const Axes &strides_k = call.k_strides, &strides_v = call.v_strides;
+    const T *first_k =
+        static_cast<const T *>(call.k_cache) + row * strides_k[0] + group * strides_k[1];
+    const T *first_v =
+        static_cast<const T *>(call.v_cache) + row * strides_v[0] + group * strides_v[1];
+    for (keys = 0; keys < count; ++keys) {
+      const int64_t slot = cursor.next();
+      k[keys] = first_k + slot * strides_k[2];
+      v[keys] = first_v + slot * strides_v[2];
+    }
+  }
+};
+
+// Scores and weights of one block of keys, and their sum of values. What is needed next is fetched
+// during the products: the values, then the keys of `following`.
+template <typename T>
+void attend_block(const KeyBlock<T> &block, const KeyBlock<T> &following, int64_t width,
+                  int64_t count, float scale, bool is_first, AttentionScratch &scratch) {
+  const int64_t keys = block.keys, columns = (keys + kLanes - 1) / kLanes;
+  const int64_t words = words_of<T>(width), vectors = vectors_of<T>(width);
+  pack_keys(block.k, keys, width, scratch.packed);
+  Product product{scratch.queries, words,      scratch.packed, words,   columns,
+                  scratch.scores,  kBlockKeys, count,          nullptr, scale * kScoreUnit<T>};
+  multiply<kPairs<T>>(product, Prefetch<T>(block.v, keys, width, product.blocks()));
+  softmax_block<T>(keys, count, scratch);
+  pack_values(block.v, keys, width, scratch.packed);
+  const int64_t steps = kPairs<T> ? (keys + 1) / 2 : keys;
+  product = {scratch.scores,
+             kBlockKeys,
+             scratch.packed,
+             steps,
+             vectors,
+             scratch.sums,
+             vectors * kLanes,
+             count,
+             is_first ? nullptr : scratch.factor,
+             1.0f};
+  multiply<kPairs<T>>(product, Prefetch<T>(following.k, following.keys, width, product.blocks()));
+}
+
+// The queries first .. first + count of a key head against the `keys` rows of its segments.
+template <typename T>
+void attend(const CachedAttention &call, int64_t row, int64_t group, int64_t first, int64_t count,
+            int64_t keys, AttentionScratch &scratch) {
+  const int64_t words = words_of<T>(call.width), vectors = vectors_of<T>(call.width);
+  for (int64_t m = 0; m < count; ++m) {
+    const T *query =
+        static_cast<const T *>(call.q) + query_offset(call, call.q_strides, row, group, first + m);
+    for (int64_t i = 0; i < words; i += kLanes)
+      store_words(scratch.queries + m * words + i, row_words(query, i, call.width));
+    scratch.largest[m] = -std::numeric_limits<float>::infinity();
+    scratch.total[m] = 0;
+  }
+  Cursor cursor{call.segments + row * call.segments_of_row * 2, 0};
+  KeyBlock<T> blocks[2];
+  blocks[0].locate(call, row, group, cursor, std::min(keys, kBlockKeys));
+  for (int64_t done = 0, i = 0; done < keys; i = 1 - i) {
+    const int64_t rest = keys - done - blocks[i].keys;
+    blocks[1 - i].locate(call, row, group, cursor, std::min(rest, kBlockKeys));
+    attend_block(blocks[i], blocks[1 - i], call.width, count, call.scale, done == 0, scratch);
+    done += blocks[i].keys;
+  }
+  for (int64_t m = 0; m < count; ++m)
+    write_row(scratch.sums + m * vectors * kLanes, scratch.total[m], call.width,
+              static_cast<T *>(call.out) +
+                  query_offset(call, call.out_strides, row, group, first + m));
+}
+
+template <typename T> void attend_all(const CachedAttention &call, bool parallel) {
+  const int64_t queries = call.heads / call.groups * call.length;
+  const int64_t blocks = (queries + kBlockRows - 1) / kBlockRows;
+#pragma omp parallel for collapse(3) schedule(dynamic) if (parallel)
+  for (int64_t row = 0; row < call.batch; ++row)
+    for (int64_t group = 0; group < call.groups; ++group)
+      for (int64_t block = 0; block < blocks; ++block) {
+        const int64_t first = block * kBlockRows, rest = queries - first;
+        const int64_t count = rest < kBlockRows ? rest : kBlockRows;
+        const int64_t keys = keys_of(call, row);
+        if (keys)
+          attend<T>(call, row, group, first, count, keys, attention_scratch);
+        else
+          zero_rows<T>(call, row, group, first, count);
+      }
+}

@@ -1,0 +1,24 @@
+// Memory for the intermediate values of a kernel, apart for every thread.
+#pragma once
+
+#include <cstdint>
+
+namespace videoar {
+
+// `floats` uninitialised values a thread, from a 64-byte boundary: one allocation, made before the
+// parallel region in which the threads ask for mine().
+class Scratch {
+public:
+  Scratch(int64_t floats, bool parallel);
+  ~Scratch();
+  Scratch(const Scratch &) = delete;
+  Scratch &operator=(const Scratch &) = delete;
+
+  float *mine() const;
+
+private:
+  int64_t stride_;
+  float *memory_;
+};
+
+} // namespace videoar

@@ -1,0 +1,115 @@
+"""The C++ kernel of `qk_norm_rope` (csrc/qk_norm_rope.h)."""
+
+from functools import lru_cache
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+from videoar.kernels.cpp import _C, DTYPE_CODES, address
+
+if TYPE_CHECKING:
+    from videoar.kernels.qk_norm_rope import CacheWrite, Sections
+
+_NO_STRIDES = (0, 0, 0, 0)
+_NO_CACHE = (0, _NO_STRIDES, 0, _NO_STRIDES, 0, _NO_STRIDES, 0, 0, 0, 0)
+
+
+def qk_norm_rope_cpp(
+    q_BHLD: Tensor,
+    k_BGLD: Tensor,
+    positions: Tensor,
+    *,
+    sections: "Sections",
+    theta: float = 10000.0,
+    q_weight: Tensor | None = None,
+    k_weight: Tensor | None = None,
+    eps: float = 1e-6,
+    cache: "CacheWrite | None" = None,
+) -> tuple[Tensor, Tensor]:
+    """As `qk_norm_rope`, for checked arguments of dtypes in `DTYPE_CODES`.
+
+    Raises:
+        ValueError: a cache with strided channels, values or caches of different dtypes, or D over
+            1024.
+    """
+    # Every tensor whose address goes out keeps a name until the call is over.
+    q, k, powers = _dense(q_BHLD), _dense(k_BGLD), frequencies(q_BHLD.shape[-1] // 2, theta)
+    q_out, k_out = torch.empty(q.shape, dtype=q.dtype), torch.empty(k.shape, dtype=k.dtype)
+    positions = positions.to(torch.int64)
+    strides = positions.stride()
+    norm = q_weight is not None
+    if norm:
+        q_weight, k_weight = q_weight.contiguous(), k_weight.contiguous()
+    v = start = None
+    if cache is not None:
+        v, start = _checked_values(q.dtype, cache), cache.start
+        start = start.to(torch.int64).contiguous() if isinstance(start, Tensor) else start
+    _C.qk_norm_rope(
+        q.shape,
+        k.shape[1],
+        DTYPE_CODES[q.dtype],
+        q.data_ptr(),
+        q.stride(),
+        k.data_ptr(),
+        k.stride(),
+        q_out.data_ptr(),
+        k_out.data_ptr(),
+        positions.data_ptr(),
+        strides if len(strides) == 3 else (0, *strides),
+        sections,
+        powers.data_ptr(),
+        address(q_weight),
+        address(k_weight),
+        DTYPE_CODES[q_weight.dtype] if norm else 0,
+        DTYPE_CODES[k_weight.dtype] if norm else 0,
+        eps,
+        *(_NO_CACHE if cache is None else _cache_arguments(cache, v, start)),
+    )
+    return q_out, k_out
+
+
+@lru_cache(maxsize=16)
+def frequencies(pairs: int, theta: float) -> Tensor:
+    """`theta^(-i / pairs)`, float32 `[pairs]`, rounded once as in the reference."""
+    exponents = torch.arange(pairs, dtype=torch.float64) / pairs
+    return (theta**-exponents).float()
+
+
+def _checked_values(dtype: torch.dtype, cache: "CacheWrite") -> Tensor:
+    if cache.v_BGLD.dtype != dtype:
+        raise ValueError(f"cache.v_BGLD: the C++ kernel takes {dtype}, got {cache.v_BGLD.dtype}")
+    k_cache, v_cache = cache.k_cache, cache.v_cache
+    if v_cache.dtype != k_cache.dtype:
+        raise ValueError(
+            f"cache.v_cache: the C++ kernel takes {k_cache.dtype} as k_cache, got {v_cache.dtype}"
+        )
+    if k_cache.stride(3) != 1 or v_cache.stride(3) != 1:
+        raise ValueError(
+            "cache: the C++ kernel takes contiguous channels, got strides "
+            f"{k_cache.stride()} and {v_cache.stride()}"
+        )
+    return _dense(cache.v_BGLD)
+
+
+def _cache_arguments(cache: "CacheWrite", v: Tensor, start: int | Tensor) -> tuple:
+    """The binding's last arguments, from `v` to `start`."""
+    k_cache, v_cache = cache.k_cache, cache.v_cache
+    whole = isinstance(start, int)
+    return (
+        v.data_ptr(),
+        v.stride(),
+        k_cache.data_ptr(),
+        k_cache.stride(),
+        v_cache.data_ptr(),
+        v_cache.stride(),
+        min(k_cache.shape[2], v_cache.shape[2]),
+        DTYPE_CODES[k_cache.dtype],
+        0 if whole else start.data_ptr(),
+        start if whole else 0,
+    )
+
+
+def _dense(x: Tensor) -> Tensor:
+    """`x` with contiguous channels; a copy only where they are strided."""
+    return x if x.stride(-1) == 1 else x.contiguous()

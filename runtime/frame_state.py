@@ -1,0 +1,136 @@
+"""The static memory of decoding: all that one latent frame of every slot reads and writes.
+
+Everything lies on the device and is written in place, positions included, so that one captured
+graph serves every frame of every request.
+"""
+
+from dataclasses import dataclass, fields
+
+import torch
+from torch import Tensor
+
+from videoar.runtime.cache import CacheLayout, StaticCache
+from videoar.runtime.config import TransformerConfig
+
+
+@dataclass(slots=True, kw_only=True)
+class FrameState:
+    """State of R slots; a slot has g rows, the conditional one and with guidance (g = 2) another.
+
+    Attributes:
+        cache: keys and values of all rows; those of slot r are g r .. g r + g - 1.
+        text_lengths: int64 `[g R]`.
+        frames: int64 `[R]`, the coming latent frame's position behind its text.
+        draws: int64 `[R]`, the number of the coming frame that keys its random numbers.
+        seeds: int64 `[R]`.
+        temperature: float32 `[R]`.
+        guidance: float32 `[R,K]`, strengths of the coming frame.
+        inputs: float32 `[R,n_1,d]`, next-scale input of the coming frame.
+        latents: float32 `[R,d,H,W]`, the last frame.
+        bits: bool `[R,N,d]`, those of the last frame.
+        failed: bool `[R]`, whether any logit was not finite; set by `decode_frame`, never cleared.
+        cells: int64 `[N,3]`, `(0, h, w)` of every token of a frame.
+        filled: int64 `[K]`, tokens of a frame up to and with each scale.
+    """
+
+    cache: StaticCache
+    text_lengths: Tensor
+    frames: Tensor
+    draws: Tensor
+    seeds: Tensor
+    temperature: Tensor
+    guidance: Tensor
+    inputs: Tensor
+    latents: Tensor
+    bits: Tensor
+    failed: Tensor
+    cells: Tensor
+    filled: Tensor
+
+    @classmethod
+    def create(
+        cls,
+        config: TransformerConfig,
+        layout: CacheLayout,
+        slots: int,
+        *,
+        rows_per_slot: int = 2,
+        dtype: torch.dtype,
+        device: torch.device | str,
+    ) -> "FrameState":
+        """Memory for `slots` requests, all of it.
+
+        Raises:
+            CapacityError: it does not fit into the device's memory.
+        """
+        cache = StaticCache(config, layout, rows_per_slot * slots, dtype, device)
+        grids = [torch.cartesian_prod(torch.arange(h), torch.arange(w)) for h, w in config.sizes]
+        cells = torch.cat([grid.reshape(-1, 2) for grid in grids])
+        filled = torch.tensor([len(grid) for grid in grids]).cumsum(0)
+        buffers = {
+            name: torch.zeros(shape, dtype=kind, device=device)
+            for name, (shape, kind) in _shapes(config, slots, rows_per_slot).items()
+        }
+        return cls(
+            cache=cache,
+            cells=torch.nn.functional.pad(cells, (1, 0)).to(device),
+            filled=filled.to(device),
+            **buffers,
+        )
+
+    @staticmethod
+    def num_bytes(config: TransformerConfig, slots: int, rows_per_slot: int = 2) -> int:
+        """Bytes of all buffers but the cache."""
+        shapes = _shapes(config, slots, rows_per_slot).values()
+        buffers = sum(torch.Size(shape).numel() * kind.itemsize for shape, kind in shapes)
+        return buffers + 8 * (3 * config.tokens_per_frame + len(config.sizes))
+
+    @property
+    def slots(self) -> int:
+        return len(self.frames)
+
+    @property
+    def rows_per_slot(self) -> int:
+        return len(self.text_lengths) // len(self.frames)
+
+    @property
+    def num_scales(self) -> int:
+        return len(self.filled)
+
+    def view(self, first: int, count: int = 1) -> "FrameState":
+        """The state of `count` slots from `first` on, in the same memory."""
+        rows = self.rows_per_slot
+        own = {"cells": self.cells, "filled": self.filled}
+        own["cache"] = self.cache.rows(rows * first, rows * count)
+        own["text_lengths"] = self.text_lengths[rows * first : rows * (first + count)]
+        for field in fields(self):
+            if field.name not in own:
+                own[field.name] = getattr(self, field.name)[first : first + count]
+        return FrameState(**own)
+
+    def unguided(self) -> "FrameState":
+        """One slot without its unconditional row, in the same memory."""
+        assert self.slots == 1, f"{self.slots} slots: their conditional rows are not neighbours"
+        own = {field.name: getattr(self, field.name) for field in fields(self)}
+        own |= {"cache": self.cache.rows(0, 1), "text_lengths": self.text_lengths[:1]}
+        return FrameState(**own)
+
+
+def _shapes(
+    config: TransformerConfig, slots: int, rows_per_slot: int
+) -> dict[str, tuple[tuple[int, ...], torch.dtype]]:
+    """Shape and dtype of every buffer whose size grows with the slots."""
+    (first_h, first_w), (height, width) = config.sizes[0], config.sizes[-1]
+    bits = config.latent_dim
+    return {
+        "text_lengths": ((rows_per_slot * slots,), torch.int64),
+        "frames": ((slots,), torch.int64),
+        "draws": ((slots,), torch.int64),
+        "seeds": ((slots,), torch.int64),
+        "temperature": ((slots,), torch.float32),
+        "guidance": ((slots, len(config.sizes)), torch.float32),
+        "inputs": ((slots, first_h * first_w, bits), torch.float32),
+        "latents": ((slots, bits, height, width), torch.float32),
+        "bits": ((slots, config.tokens_per_frame, bits), torch.bool),
+        "failed": ((slots,), torch.bool),
+    }

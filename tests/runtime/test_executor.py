@@ -1,0 +1,231 @@
+"""The executor on a CPU: what a slot, its neighbours and the ring may and may not change."""
+
+import resource
+import tracemalloc
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from videoar.runtime.errors import NumericalError
+from videoar.runtime.executor import ModelExecutor, make_executor
+from videoar.runtime.job import Job
+from videoar.runtime.packed import PackedLinear, can_pack, pack_linears
+from videoar.runtime.pipeline import VideoAR
+from videoar.runtime.requests import make_job
+from videoar.runtime.sampling import decode_frame, prepare, set_guidance
+
+PROMPT = "a red 3 moving left"
+
+
+@pytest.fixture(scope="module")
+def model(tiny_folder: Path) -> VideoAR:
+    torch.set_num_threads(1)
+    return VideoAR.from_pretrained(tiny_folder)
+
+
+def job_of(model: VideoAR, prompt: str = PROMPT, **options) -> Job:
+    return make_job(model.config, model.text_tokenizer, prompt=prompt, guidance=2, **options)
+
+
+def run(executor: ModelExecutor, slot: int, job: Job, beside: tuple[int, ...] = ()) -> np.ndarray:
+    """The frames of a job's first shot, with other slots computed beside it."""
+    given = 0 if job.history is None else 1 + (len(job.history) - 1) // 4
+    executor.start(slot, job, 0, job.history, given)
+    frames = []
+    for _ in range(job.shots[0].num_latent_frames):
+        result = executor.frame([slot, *beside], lambda *step: None).wait()[slot]
+        assert result.error is None
+        frames.append(result.frames)
+    executor.clear(slot)
+    return np.concatenate(frames)
+
+
+def test_slot_and_neighbours_change_nothing(model: VideoAR) -> None:
+    executor = make_executor(model, slots=3)
+    job = job_of(model, seed=3)
+    alone = run(executor, 0, job)
+    executor.start(1, job_of(model, "a green 7", seed=9, num_frames=5), 0, None, 0)
+    executor.start(0, job_of(model, seed=4, temperature=0.3), 0, None, 0)
+    assert np.array_equal(run(executor, 2, job, beside=(0, 1)), alone)
+    assert np.array_equal(alone, model.generate(PROMPT, seed=3, guidance=2).frames[0])
+
+
+def test_ring_equals_full_cache_inside_the_window(model: VideoAR) -> None:
+    job = job_of(model, seed=3)
+    frames = job.shots[0].num_latent_frames
+    whole = run(make_executor(model, window=frames + 3), 0, job)
+    assert np.array_equal(run(make_executor(model, window=frames - 1), 0, job), whole)
+    short = run(make_executor(model, window=1), 0, job)
+    assert np.array_equal(short[:5], whole[:5])
+    assert not np.array_equal(short, whole)
+
+
+def test_ring_equals_a_mask(model: VideoAR) -> None:
+    """Behind the window the ring shows what a full cache with the same window would."""
+    job = job_of(model, seed=3, num_frames=1 + 4 * 7)
+    executor = make_executor(model, window=2)
+    executor.start(0, job, 0, None, 0)
+    shot, transformer = job.shots[0], executor.transformer
+    full = prepare(transformer, [shot.prefix], shot.null_prefix, [3], window=7)
+    for frame in range(shot.num_latent_frames):
+        executor.frame([0], lambda *step: None)
+        set_guidance(full, job.params.guidance, frame, shot.num_latent_frames)
+        decode_masked(transformer, full, visible=2)
+        assert torch.equal(full.bits, executor.state.bits), frame
+
+
+def decode_masked(transformer, state, visible: int) -> None:
+    """`decode_frame` on a full cache whose segments leave out what is older than `visible`."""
+    layout = type(state.cache.layout)
+    original = layout.segments
+
+    def segments(self, lengths, frames, filled):
+        found = original(self, lengths, frames, filled)
+        skip = (frames - visible).clamp(min=0) * self.tokens_per_frame
+        found[:, :, 1, 0] += skip
+        found[:, :, 1, 1] -= skip
+        return found
+
+    layout.segments = segments
+    try:
+        decode_frame(transformer, state)
+    finally:
+        layout.segments = original
+
+
+def test_a_failed_slot_leaves_the_others_alone(model: VideoAR) -> None:
+    executor = make_executor(model, slots=2)
+    good, bad = job_of(model, seed=3), job_of(model, seed=4)
+    expected = run(executor, 0, good)[:1]
+    executor.start(0, good, 0, None, 0)
+    executor.start(1, bad, 0, None, 0)
+    executor.state.cache.data[:, :, 2, :, 0] = float("nan")
+    executor.state.cache.data[:, :, 2, :, -1] = float("nan")
+    results = executor.frame([0, 1], lambda *step: None).wait()
+    assert isinstance(results[1].error, NumericalError)
+    assert results[1].frames is None
+    assert np.array_equal(results[0].frames, expected)
+    executor.clear(0)
+    executor.clear(1)
+    assert torch.isfinite(executor.state.cache.data).all()
+    assert np.array_equal(run(executor, 1, good)[:1], expected)
+
+
+def test_history_takes_its_place_in_the_clip(model: VideoAR) -> None:
+    """Frames in front give what decoding their bits would have given."""
+    clip = model.generate(PROMPT, seed=3, guidance=2).frames[0]
+    job = job_of(model, seed=3, video=clip, context=5)
+    continued = run(make_executor(model, slots=2), 1, job)
+    assert len(continued) == len(clip) - 5
+    again = model.generate(PROMPT, seed=3, guidance=2, video=clip, context=5)
+    assert np.array_equal(again.frames[0], np.concatenate([clip[-5:], continued]))
+    new = model.generate(PROMPT, seed=3, guidance=2, video=clip, context=5, only_new=True)
+    assert np.array_equal(new.frames[0], continued)
+
+
+def test_prefixes_are_computed_once(model: VideoAR, monkeypatch: pytest.MonkeyPatch) -> None:
+    executor = make_executor(model)
+    expected = run(executor, 0, job_of(model, seed=3))
+    monkeypatch.setattr(executor.prefixes, "prefill", None)
+    assert np.array_equal(run(executor, 0, job_of(model, seed=3)), expected)
+    assert len(executor.prefixes.places) == 2
+
+
+def test_the_oldest_prefix_makes_room(model: VideoAR) -> None:
+    executor = make_executor(model)
+    expected = run(executor, 0, job_of(model, seed=3, num_frames=5))
+    for number in range(executor.prefixes.count + 1):
+        run(executor, 0, job_of(model, f"a green {number}", num_frames=1))
+    assert len(executor.prefixes.places) == executor.prefixes.count
+    assert np.array_equal(run(executor, 0, job_of(model, seed=3, num_frames=5)), expected)
+
+
+def test_another_dtype_is_a_copy(tiny_folder: Path, model: VideoAR) -> None:
+    fresh = VideoAR.from_pretrained(tiny_folder)
+    executor = make_executor(fresh, dtype="bfloat16")
+    assert executor.state.cache.data.dtype == torch.bfloat16
+    assert fresh.transformer.embed_bits.weight.dtype == torch.float32
+    assert len(run(executor, 0, job_of(fresh, seed=3))) == fresh.config.num_frames
+    make_executor(model)
+    with pytest.raises(RuntimeError, match="load it anew"):
+        make_executor(model, dtype="bfloat16")
+
+
+@pytest.mark.parametrize("settings", [{"slots": 0}, {"window": -1}, {"max_text": 10**6}])
+def test_bad_settings(model: VideoAR, settings: dict[str, int]) -> None:
+    with pytest.raises(ValueError, match=next(iter(settings))):
+        make_executor(model, **settings)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_packed_layers_compute_and_save_the_same(dtype: torch.dtype) -> None:
+    if not can_pack(dtype):
+        pytest.skip(f"no packed products of {dtype} on this processor")
+    torch.manual_seed(0)
+    layer = torch.nn.Sequential(torch.nn.Linear(48, 130, bias=False)).to(dtype)
+    before = {name: value.clone() for name, value in layer.state_dict().items()}
+    x = torch.randn(2, 17, 48, dtype=dtype)
+    expected = layer(x).detach()
+    pack_linears(layer)
+    assert isinstance(layer[0], PackedLinear)
+    with torch.inference_mode():
+        torch.testing.assert_close(layer(x), expected)
+    after = layer.state_dict()
+    assert before.keys() == after.keys()
+    assert all(torch.equal(before[name], after[name]) for name in before)
+    with pytest.raises(RuntimeError, match="new model"):
+        layer.load_state_dict(before)
+    with pytest.raises(RuntimeError, match="load the model anew"):
+        layer.to(torch.float64)
+
+
+def test_unguided_needs_no_second_row(model: VideoAR) -> None:
+    job = make_job(model.config, model.text_tokenizer, prompt=PROMPT, guidance=1, seed=3)
+    assert job.shots[0].null_prefix is None
+    executor = make_executor(model)
+    frames = run(executor, 0, job)
+    executor.state.cache.data[:, :, 1] = float("nan")
+    assert np.array_equal(run(executor, 0, replace(job)), frames)
+
+
+def resident_bytes() -> int:
+    pages = int(Path("/proc/self/statm").read_text().split()[1])
+    return pages * resource.getpagesize()
+
+
+@pytest.mark.skipif(not Path("/proc/self/statm").exists(), reason="reads /proc")
+def test_200_latent_frames_in_constant_memory(model: VideoAR) -> None:
+    """A request allocates nothing that stays: Python's heap and the process stop growing."""
+    executor = make_executor(model, window=2)
+    job = job_of(model, seed=3, num_frames=1 + 4 * 199)
+    executor.start(0, job, 0, None, 0)
+    heap, resident = [], []
+    tracemalloc.start()
+    for frame in range(200):
+        result = executor.frame([0], lambda *step: None).wait()[0]
+        assert result.error is None
+        if frame in (20, 199):
+            del result
+            heap.append(tracemalloc.get_traced_memory()[0])
+            resident.append(resident_bytes())
+    tracemalloc.stop()
+    assert heap[1] - heap[0] < 64 * 2**10
+    assert resident[1] - resident[0] < 8 * 2**20
+    assert executor.state.frames.tolist() == [200]
+
+
+def test_requests_use_the_memory_of_the_first(model: VideoAR) -> None:
+    executor = make_executor(model, slots=2)
+    buffers = [executor.state.cache.data, executor.state.latents, executor.prefixes.cache.data]
+    addresses = [buffer.data_ptr() for buffer in buffers]
+    for seed in range(3):
+        run(executor, seed % 2, job_of(model, seed=seed, num_frames=5))
+    run(executor, 0, job_of(model, seed=3))
+    before = resident_bytes()
+    for seed in range(8):
+        run(executor, seed % 2, job_of(model, seed=seed))
+    assert resident_bytes() - before < 8 * 2**20
+    assert [buffer.data_ptr() for buffer in buffers] == addresses
