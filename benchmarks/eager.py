@@ -11,6 +11,7 @@ heads of queries and of keys, D their width, d bits, t latent frames of N tokens
 """
 
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -105,6 +106,25 @@ class Layer(nn.Module):
         return x + F.linear(F.silu(F.linear(y, self.w1)) * F.linear(y, self.w3), self.w2)
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Tables:
+    """What a clip needs besides its tokens, made once.
+
+    Attributes:
+        cos, sin: float32 `[R,1,text + t N,D]`.
+        visible: bool `[R,1,1,text + t N]`, False for padding; None: there is none.
+    """
+
+    cos: Tensor
+    sin: Tensor
+    visible: Tensor | None
+
+    def at(self, begin: int, end: int) -> tuple[Tensor, Tensor, Tensor | None]:
+        """Cosines, sines and mask of tokens begin .. end."""
+        mask = None if self.visible is None else self.visible[..., :end]
+        return self.cos[:, :, begin:end], self.sin[:, :, begin:end], mask
+
+
 class EagerVideoAR(nn.Module):
     """A transformer's weights and a tokenizer as eager code.
 
@@ -126,25 +146,30 @@ class EagerVideoAR(nn.Module):
             self.register_buffer(name, weights[f"{name}.weight"])
         self.register_buffer("sos", weights["sos"])
 
-    def _tables(self, lengths: Tensor, text: int, frames: int) -> tuple[Tensor, Tensor]:
-        """Cosines and sines of all tokens of a clip, `[R,1,text + t N,D]`."""
+    def _tables(self, rows: Sequence[Sequence[int]], frames: int) -> tuple[Tensor, _Tables]:
+        """Padded tokens int64 `[R,text]`, and the tables of a clip behind them."""
+        tokens, lengths = (x.to(self.sos.device) for x in pad(rows, max(map(len, rows))))
+        text = tokens.shape[1]
         positions = ChunkSchedule.video(frames, self.config.sizes).positions().to(lengths.device)
-        prefix = torch.arange(text, device=lengths.device)[:, None].expand(-1, 3)
-        prefix = prefix.expand(len(lengths), -1, -1)
+        prefix = torch.arange(text, device=lengths.device)[:, None].expand(len(rows), -1, 3)
         positions = torch.cat([prefix, positions + lengths[:, None, None]], dim=1)
         angles = rope_angles(positions, self.config.rope_sections, self.config.rope_theta)
         angles = torch.cat([angles, angles], dim=-1)[:, None]
-        return angles.cos(), angles.sin()
+        visible = None
+        if len(set(map(len, rows))) > 1:
+            keys = torch.arange(positions.shape[1], device=lengths.device)
+            visible = ((keys < lengths[:, None]) | (keys >= text))[:, None, None]
+        return tokens, _Tables(cos=angles.cos(), sin=angles.sin(), visible=visible)
 
-    def _prefill(self, tokens: Tensor, cos: Tensor, sin: Tensor, visible: Tensor | None) -> None:
-        x, text = F.embedding(tokens, self.embed_tokens), tokens.shape[1]
-        mask = None
-        if visible is not None:
+    def _prefill(self, tokens: Tensor, tables: _Tables) -> None:
+        x, text, mask = F.embedding(tokens, self.embed_tokens), tokens.shape[1], None
+        if tables.visible is not None:
             ones = torch.ones(text, text, dtype=torch.bool, device=tokens.device)
-            mask = visible[..., :text] & ones.tril()
+            mask = tables.visible[..., :text] & ones.tril()
+        cos, sin, _ = tables.at(0, text)
         for layer in self.layers:
             layer.attention.reset()
-            x = layer(x, cos[:, :, :text], sin[:, :, :text], mask, causal=mask is None)
+            x = layer(x, cos, sin, mask, causal=mask is None)
 
     def _embed(self, features: Tensor, frame: int, scale: int, rows: int) -> Tensor:
         """Features `[B,d,h,w]` of the coming scale to tokens `[R,n,C]`."""
@@ -193,34 +218,28 @@ class EagerVideoAR(nn.Module):
         if latent_frames > config.max_frames:
             raise ValueError(f"latent_frames: at most {config.max_frames}, got {latent_frames}")
         rows = [*prefixes, *([null_prefix] * len(prefixes) if guided else [])]
-        tokens, lengths = (x.to(self.sos.device) for x in pad(rows, max(map(len, rows))))
-        text, size = tokens.shape[1], config.tokens_per_frame
-        cos, sin = self._tables(lengths, text, latent_frames)
-        visible = None
-        if len(set(map(len, rows))) > 1:
-            keys = torch.arange(text + latent_frames * size, device=self.sos.device)
-            visible = ((keys < lengths[:, None]) | (keys >= text))[:, None, None]
-        self._prefill(tokens, cos, sin, visible)
-        codes_shape = (len(prefixes), config.latent_dim, *config.sizes[0])
-        features, end, frames = torch.zeros(codes_shape, device=self.sos.device), text, []
+        tokens, tables = self._tables(rows, latent_frames)
+        self._prefill(tokens, tables)
+        features = torch.zeros(
+            len(prefixes), config.latent_dim, *config.sizes[0], device=self.sos.device
+        )
+        end, frames = tokens.shape[1], []
         for frame in range(latent_frames):
-            total = 0.0
-            for scale, grid in enumerate(config.sizes):
-                begin, end = end, end + grid[0] * grid[1]
+            total, filled = 0.0, 0
+            for scale, (height, width) in enumerate(config.sizes):
+                begin, end = end, end + height * width
                 x = self._embed(features, frame, scale, len(rows))
-                mask = None if visible is None else visible[..., :end]
                 for layer in self.layers:
-                    x = layer(x, cos[:, :, begin:end], sin[:, :, begin:end], mask)
+                    x = layer(x, *tables.at(begin, end))
                 logits = F.linear(self.norm(x), self.head)
                 if on_logits is not None:
                     on_logits(frame, scale, logits)
                 if given_bits is None:
-                    count = len(config.sizes)
-                    strength = guidance.strength(frame, scale, latent_frames, count)
+                    strength = guidance.strength(frame, scale, latent_frames, len(config.sizes))
                     bits = self._sample(logits, strength, temperature, guided)
                 else:
-                    first = begin - text - frame * size
-                    bits = given_bits[:, frame, first : first + grid[0] * grid[1]]
+                    bits = given_bits[:, frame, filled : filled + height * width]
+                filled += height * width
                 total, features = self._next(total, bits, scale)
             frames.append(total)
         return torch.stack(frames, dim=2)

@@ -1,6 +1,6 @@
 """Sizes of PAR, and the order of its tokens (arXiv 2412.15119).
 
-A step reads as many tokens as it predicts, so one `ChunkSchedule` describes both sides of the model:
+A step reads as many tokens as it predicts, so one `ChunkSchedule` describes both sides:
 
     predicted   t1        t2   ..  t4   5a 5b 5c 5d      6a 6b 6c 6d  ..
     read        class     t1   ..  t3   t4 M1 M2 M3      5a 5b 5c 5d  ..

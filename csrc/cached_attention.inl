@@ -186,26 +186,30 @@ VIDEOAR_INLINE void transpose(__m512i (&x)[16]) {
 }
 #endif
 
-// Keys as columns: [groups of kLanes keys, words of D, kLanes]. Missing keys of the last group are
-// 0.
+// Keys as columns: [groups of kLanes keys, words of D, kLanes]. The last key fills up the last
+// group; softmax_block passes over those columns.
 template <typename T>
 void pack_keys(const T *const *rows, int64_t keys, int64_t width, float *out) {
   const int64_t words = words_of<T>(width);
   for (int64_t first = 0; first < keys; first += kLanes, out += words * kLanes) {
-    const int64_t count = keys - first < kLanes ? keys - first : kLanes;
+    const T *row[kLanes];
+    for (int64_t key = 0; key < kLanes; ++key)
+      row[key] = rows[std::min(first + key, keys - 1)];
     for (int64_t i = 0; i < words; i += kLanes) {
 #if VIDEOAR_ISA >= 2
       __m512i tile[kLanes];
-      for (int64_t key = 0; key < kLanes; ++key)
-        tile[key] = key < count ? (__m512i)row_words(rows[first + key], i, width) : __m512i{};
+#pragma GCC unroll 16
+      for (int key = 0; key < kLanes; ++key)
+        tile[key] = (__m512i)row_words(row[key], i, width);
       transpose(tile);
-      for (int64_t word = 0; word < kLanes; ++word)
+#pragma GCC unroll 16
+      for (int word = 0; word < kLanes; ++word)
         store_words(out + (i + word) * kLanes, (Words)tile[word]);
 #else
-      for (int64_t key = 0; key < kLanes; ++key) {
+      for (int key = 0; key < kLanes; ++key) {
         float line[kLanes];
-        store_words(line, key < count ? row_words(rows[first + key], i, width) : Words{});
-        for (int64_t word = 0; word < kLanes; ++word)
+        store_words(line, row_words(row[key], i, width));
+        for (int word = 0; word < kLanes; ++word)
           out[(i + word) * kLanes + key] = line[word];
       }
 #endif

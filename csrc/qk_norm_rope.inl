@@ -31,14 +31,17 @@ inline void rope_table(const int64_t *position, int64_t stride, const QkNormRope
   }
 }
 
-// 1 / sqrt(mean(x^2) + eps) of a head's channels.
+// 1 / sqrt(mean(x^2) + eps) of a head's channels; two sums, so that one need not wait for the
+// other.
 template <typename T> VIDEOAR_INLINE float inverse_rms(const T *x, int64_t width, float eps) {
-  Floats squares{};
-  for_vectors(width, [&](int64_t i, int64_t count) {
-    const Floats value = load_n(x + i, count);
-    squares = fma(value, value, squares);
+  const int64_t half = width / 2;
+  Floats front{}, back{};
+  for_vectors(half, [&](int64_t i, int64_t count) {
+    const Floats first = load_n(x + i, count), second = load_n(x + half + i, count);
+    front = fma(first, first, front);
+    back = fma(second, second, back);
   });
-  return 1.0f / std::sqrt(sum(squares) / static_cast<float>(width) + eps);
+  return 1.0f / std::sqrt(sum(front + back) / static_cast<float>(width) + eps);
 }
 
 // One head of one token: out, and the same rounded to C in `cache` where that is not null.

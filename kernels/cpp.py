@@ -25,11 +25,14 @@ def rows_of(x: Tensor) -> tuple[Tensor, int, int]:
     The tensor is `x` itself where its leading axes merge into one and its last axis is contiguous,
     otherwise a copy.
     """
-    width = x.shape[-1]
+    shape, strides = x.shape, x.stride()
+    width = shape[-1]
     if x.is_contiguous():
         return x, x.numel() // max(width, 1), width
-    if x.dim() == 1:
-        return x.contiguous(), 1, width
-    x_MC = x.reshape(-1, width) if width else x.contiguous()
-    x_MC = x_MC if x_MC.stride(-1) == 1 else x_MC.contiguous()
-    return x_MC, x_MC.shape[0], x_MC.stride(0)
+    merged = len(shape) > 1 and strides[-1] == 1
+    for i in range(len(shape) - 2):
+        merged = merged and strides[i] == shape[i + 1] * strides[i + 1]
+    if merged:
+        return x, x.numel() // width, strides[-2]
+    x_MC = x.reshape(-1, width).contiguous()
+    return x_MC, x_MC.shape[0], width

@@ -105,10 +105,10 @@ def _beyond_cpp(tensor: Tensor, others: Mapping[str, Tensor | None]) -> str | No
             continue
         if not t.is_cpu:
             raise ValueError(f"{name}: expected on cpu, got on {t.device}")
-        if grad and t.requires_grad:
-            return "has no backward, and autograd would have to record this call"
         if t.dtype not in CPP_DTYPES and t.is_floating_point():
             return f"computes {CPP_DTYPES}, got {t.dtype}"
+        if grad and t.requires_grad:
+            return "has no backward, and autograd would have to record this call"
     return None
 
 

@@ -9,19 +9,14 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-# Of the three taps on a map that was repeated twice, which ones fall on the same cell: in space for
-# the even and the odd cells, in time for the first and the second frame of a pair.
-_EVEN = ((1.0, 0.0, 0.0), (0.0, 1.0, 1.0))
-_ODD = ((1.0, 1.0, 0.0), (0.0, 0.0, 1.0))
-
 
 def fold_upsample(weight: Tensor, temporal: bool) -> Tensor:
     """The kernels that make each phase of a x2 upsampled and convolved map from the small map.
 
     An output cell `2i + a` of a nearest x2 upsample and a 3-tap convolution reads two cells of the
-    small map, `i - 1 + a` and `i + a`: taps that read the same cell are added (exact; done in
-    float64). In time, with one padding frame less in front (t -> 2t - 1), frame t of the small map
-    makes two frames, both from frames t - 1 and t.
+    small map, `i - 1 + a` and `i + a`: taps that read the same cell are added, which is exact but
+    for the rounding of the sums, in float32 or wider. In time, with one padding frame less in front
+    (t -> 2t - 1), frame t of the small map makes two frames, both from frames t - 1 and t.
 
     Args:
         weight: `[out,in,3,3]`, or `[out,in,k,3,3]` with k taps over time.
@@ -34,11 +29,16 @@ def fold_upsample(weight: Tensor, temporal: bool) -> Tensor:
     """
     if weight.dim() == 4:
         weight = weight[:, :, None]
-    space = torch.tensor((_EVEN, _ODD), dtype=torch.float64, device=weight.device)
-    time = space.flip(0) if temporal else torch.eye(weight.shape[2]).to(space)[None]
-    folded = torch.einsum("oikhw,bvw->boikhv", weight.double(), space)
-    folded = torch.einsum("boikhv,auh->aboikuv", folded, space)
-    return torch.einsum("aboikuv,spk->saboipuv", folded, time)
+    weight = weight.to(torch.promote_types(weight.dtype, torch.float32))
+    folded = _fold(_fold(weight, axis=-1), axis=-2)
+    # Less padding in front makes the first frame of a pair what an odd cell is in space.
+    return _fold(folded, axis=-3).flip(0) if temporal else folded[None]
+
+
+def _fold(weight: Tensor, axis: int) -> Tensor:
+    """Two taps on `axis` instead of three, on a new first axis: for the even and the odd cells."""
+    a, b, c = weight.unbind(axis)
+    return torch.stack([torch.stack(taps, axis) for taps in ((a, b + c), (a + b, c))])
 
 
 def interleave(phases_THWC: Tensor, time: int, out: Tensor) -> Tensor:

@@ -79,18 +79,18 @@ def read_video(
     path = Path(path)
     _check_arguments(size, num_frames, fps, start, last)
     stop = None if num_frames is None else start + num_frames
-    with _opened(path) as (container, stream):
-        still = container.format.name == "image2" or container.format.name.endswith("_pipe")
+    with open_media(path) as (container, stream):
+        still = is_still(container)
         frames = _decoded(path, container, stream, still)
         if fps is not None and not still:
-            frames = _resampled(frames, Fraction(fps).limit_denominator(1001))
+            frames = resampled(frames, Fraction(fps).limit_denominator(1001))
         frames = islice(frames, start, stop)
         if last is not None:
             frames = deque(frames, maxlen=last)
         converted, times, previous = [], [], None
         for frame in frames:
             # A frame that resampling repeats need not be converted again.
-            converted.append(converted[-1] if frame is previous else _to_rgb(frame, size))
+            converted.append(converted[-1] if frame is previous else to_rgb(frame, size))
             times.append(frame.time)
             previous = frame
         source_rate = 1.0 if still else _source_rate(stream, times)
@@ -108,7 +108,7 @@ def read_video(
 def fit_frames(frames: np.ndarray, size: tuple[int, int]) -> np.ndarray:
     """Frames uint8 `[T,H,W,3]` RGB scaled and cropped to `size`, as `read_video` does it."""
     pictures = (av.VideoFrame.from_ndarray(pixels, format="rgb24") for pixels in frames)
-    return np.stack([_to_rgb(picture, size) for picture in pictures])
+    return np.stack([to_rgb(picture, size) for picture in pictures])
 
 
 def _check_arguments(size, num_frames, fps, start, last) -> None:
@@ -125,7 +125,7 @@ def _check_arguments(size, num_frames, fps, start, last) -> None:
 
 
 @contextmanager
-def _opened(path: Path) -> Iterator[tuple]:
+def open_media(path: Path) -> Iterator[tuple]:
     """The container and its first video stream; FFmpeg's and the system's errors as MediaError."""
     if not path.exists():
         raise MediaError(f"{path}: does not exist")
@@ -148,6 +148,11 @@ def _opened(path: Path) -> Iterator[tuple]:
     except (av.error.FFmpegError, OSError) as error:
         reason = getattr(error, "strerror", None) or error
         raise MediaError(f"{path}: not a readable video or picture ({reason})") from error
+
+
+def is_still(container) -> bool:
+    """Whether an opened file is a picture."""
+    return container.format.name == "image2" or container.format.name.endswith("_pipe")
 
 
 def _video_stream(path: Path, container):
@@ -210,7 +215,7 @@ def _is_short(container, stream, count: int, last: av.VideoFrame) -> bool:
     end, rate = _declared_end(stream), stream.average_rate
     if end is None or not rate:
         return False
-    reached = _time(last) + ((last.duration or 0) * last.time_base or 1 / rate)
+    reached = frame_time(last) + ((last.duration or 0) * last.time_base or 1 / rate)
     return reached < end - 1 / (2 * rate)
 
 
@@ -225,23 +230,35 @@ def _declared_end(stream) -> Fraction | None:
         return None
 
 
-def _time(frame: av.VideoFrame) -> Fraction:
+def frame_time(frame: av.VideoFrame) -> Fraction:
+    """When a frame is shown, in seconds."""
     return frame.pts * frame.time_base
 
 
-def _resampled(frames: Iterator[av.VideoFrame], fps: Fraction) -> Iterator[av.VideoFrame]:
-    """For each tick of `fps` the frame nearest in time, as many ticks as the clip lasts."""
-    count, previous, first = 0, None, None
+def resampled(
+    frames: Iterator[av.VideoFrame],
+    fps: Fraction,
+    *,
+    start: int = 0,
+    first: Fraction | None = None,
+) -> Iterator[av.VideoFrame]:
+    """For each tick of `fps` the frame nearest in time, as many ticks as the clip lasts.
+
+    Args:
+        start: first tick to give. `frames` may begin late, with any frame shown before it.
+        first: time of the clip's first frame in seconds. Default: that of `frames`.
+    """
+    count, previous = start, None
     for frame in frames:
         if previous is None:
-            first = _time(frame)
+            first = frame_time(frame) if first is None else first
         else:
-            middle = (_time(previous) + _time(frame)) / 2 - first
+            middle = (frame_time(previous) + frame_time(frame)) / 2 - first
             while count / fps <= middle:
                 yield previous
                 count += 1
         previous = frame
-    duration = _time(previous) - first + (previous.duration or 0) * previous.time_base
+    duration = frame_time(previous) - first + (previous.duration or 0) * previous.time_base
     while count < max(1, math.floor(duration * fps + Fraction(1, 2))):
         yield previous
         count += 1
@@ -254,8 +271,16 @@ def _source_rate(stream, times: list[float]) -> float:
     return stream.average_rate or stream.guessed_rate or 1.0
 
 
-def _to_rgb(frame: av.VideoFrame, size: tuple[int, int] | None) -> np.ndarray:
-    """One upright frame, uint8 `[H,W,3]`, scaled to cover `size` and cropped to it."""
+def to_rgb(
+    frame: av.VideoFrame,
+    size: tuple[int, int] | None,
+    crop: tuple[float, float] = (0.5, 0.5),
+) -> np.ndarray:
+    """One upright frame, uint8 `[H,W,3]`, scaled to cover `size` and cropped to it.
+
+    Args:
+        crop: where, from 0 (top, left) to 1; along the sides as stored. Default: the centre.
+    """
     turns = round(frame.rotation / 90) % 4
     if size is None:
         rgb = frame.reformat(format="rgb24", interpolation=Interpolation.BICUBIC.value | _ACCURATE)
@@ -266,6 +291,6 @@ def _to_rgb(frame: av.VideoFrame, size: tuple[int, int] | None) -> np.ndarray:
     width = max(target_width, round(frame.width * factor))
     kind = Interpolation.AREA if factor < 1 else Interpolation.BICUBIC
     rgb = frame.reformat(width, height, "rgb24", interpolation=kind.value | _ACCURATE).to_ndarray()
-    top, left = (height - target_height) // 2, (width - target_width) // 2
+    top, left = int((height - target_height) * crop[0]), int((width - target_width) * crop[1])
     rgb = rgb[top : top + target_height, left : left + target_width]
     return np.ascontiguousarray(np.rot90(rgb, turns))

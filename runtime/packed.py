@@ -57,7 +57,8 @@ def pack_linears(module: nn.Module) -> None:
 
     Layers are replaced one at a time, so that no more than one is in memory twice.
     """
-    for parent in list(module.modules()):
+    # A list that held the layers themselves would keep all of them until its end.
+    for parent in [one for one in module.modules() if not isinstance(one, nn.Linear)]:
         for name, child in parent.named_children():
             if isinstance(child, nn.Linear) and child.bias is None:
                 setattr(parent, name, PackedLinear(child))

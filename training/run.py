@@ -1,16 +1,15 @@
-"""What both training loops share: optimiser, schedule, EMA, resumable state, progress and log.
+"""What all training loops share: steps, resumable state, progress and log.
 
 Everything random in a step is a function of (seed, step), so the state of a run is its tensors
 and its step count, and a resumed run continues exactly.
 """
 
 import json
-import math
 import os
+import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager
-from dataclasses import dataclass
 from pathlib import Path
 
 import torch
@@ -20,41 +19,9 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from videoar.runtime.errors import CheckpointError
+from videoar.training.learner import Learner, OptimConfig
 
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class OptimConfig:
-    """AdamW with a warmed-up cosine (arXiv 2601.05966, section 4).
-
-    Attributes:
-        steps: optimiser steps of the whole run.
-        learning_rate: at the top of the cosine.
-        final_ratio: share of it at the end.
-        warmup: steps of linear warm-up.
-        weight_decay: on matrices only.
-        clip: largest gradient norm.
-        ema: decay of the averaged weights, ramped up as (1 + step) / (10 + step).
-    """
-
-    steps: int
-    learning_rate: float = 1e-3
-    final_ratio: float = 0.02
-    warmup: int = 100
-    weight_decay: float = 0.05
-    betas: tuple[float, float] = (0.9, 0.95)
-    clip: float = 1.0
-    ema: float = 0.995
-
-    def __post_init__(self) -> None:
-        for name in ("steps", "learning_rate", "clip"):
-            if getattr(self, name) <= 0:
-                raise ValueError(f"{name}: must be above 0, got {getattr(self, name)}")
-
-    def rate(self, step: int) -> float:
-        """Learning rate of `step` (from 0)."""
-        warm = min(1.0, (step + 1) / max(1, self.warmup))
-        cosine = 0.5 * (1 + math.cos(math.pi * min(1.0, step / self.steps)))
-        return self.learning_rate * warm * (self.final_ratio + (1 - self.final_ratio) * cosine)
+__all__ = ["OptimConfig", "Run", "autocast", "train"]
 
 
 def autocast(device: torch.device) -> AbstractContextManager:
@@ -72,40 +39,35 @@ class Run:
         optim: optimiser settings.
         name: of the progress bar.
         save_every: steps between saved states.
+        others: further networks that learn beside the model, such as a discriminator, by the
+            name of their part of the state.
+
+    Raises:
+        CheckpointError: the folder's state is of another model, or has other parts.
     """
 
     def __init__(
-        self, folder: Path, model: nn.Module, optim: OptimConfig, name: str, save_every: int = 200
+        self,
+        folder: Path,
+        model: nn.Module,
+        optim: OptimConfig,
+        name: str,
+        save_every: int = 200,
+        others: dict[str, Learner] | None = None,
     ) -> None:
         self.folder, self.model, self.optim, self.name = Path(folder), model, optim, name
         self.save_every, self.step = save_every, 0
         self.folder.mkdir(parents=True, exist_ok=True)
-        matrices = [p for p in model.parameters() if p.dim() > 1]
-        vectors = [p for p in model.parameters() if p.dim() <= 1]
-        self.optimizer = torch.optim.AdamW(
-            [
-                {"params": matrices, "weight_decay": optim.weight_decay},
-                {"params": vectors, "weight_decay": 0.0},
-            ],
-            lr=optim.learning_rate,
-            betas=optim.betas,
-            fused=True,
-        )
-        self.ema = {k: v.detach().clone() for k, v in model.state_dict().items()}
+        self.learner = Learner(model, optim)
+        self.others = others or {}
         if (self.folder / "state.safetensors").exists():
             self._restore()
 
-    def _moments(self) -> dict[str, Tensor]:
-        state = {}
-        for name, parameter in self.model.named_parameters():
-            for key, value in self.optimizer.state.get(parameter, {}).items():
-                state[f"optimizer.{key}.{name}"] = value
-        return state
-
     def save(self) -> None:
         """Write the whole state aside, then rename it."""
-        state = {f"model.{k}": v.contiguous() for k, v in self.model.state_dict().items()}
-        state |= {f"ema.{k}": v.contiguous() for k, v in self.ema.items()} | self._moments()
+        state = self.learner.state()
+        for name, other in self.others.items():
+            state |= {f"{name}.{key}": value for key, value in other.state().items()}
         temporary = self.folder / "state.safetensors.tmp"
         save_file(state, temporary, metadata={"step": str(self.step)})
         os.replace(temporary, self.folder / "state.safetensors")
@@ -115,38 +77,49 @@ class Run:
         with safe_open(path, "pt") as file:
             state = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
             self.step = int(file.metadata()["step"])
+        parts: dict[str, dict[str, Tensor]] = {"": {}}
+        for key, value in state.items():
+            name, _, rest = key.partition(".")
+            if name in ("model", "ema", "optimizer"):
+                parts[""][key] = value
+            else:
+                parts.setdefault(name, {})[rest] = value
+        saved, asked = sorted(parts.keys() - {""}), sorted(self.others)
+        if saved != asked:
+            message = f"learned beside the model: {saved}, this run has {asked}"
+            raise CheckpointError(f"{path}: {message}")
         try:
-            self.model.load_state_dict(
-                {k[6:]: v for k, v in state.items() if k.startswith("model.")}
-            )
+            for name, learner in ({"": self.learner} | self.others).items():
+                learner.load(parts[name])
         except RuntimeError as error:
             raise CheckpointError(f"{path}: of another model: {error}") from error
-        self.ema = {k[4:]: v for k, v in state.items() if k.startswith("ema.")}
-        for name, parameter in self.model.named_parameters():
-            keys = ("step", "exp_avg", "exp_avg_sq")
-            if f"optimizer.step.{name}" in state:
-                self.optimizer.state[parameter] = {
-                    key: state[f"optimizer.{key}.{name}"] for key in keys
-                }
 
-    def update(self, loss: Tensor) -> float:
-        """One optimiser step on `loss`; returns the gradient norm.
+    def backward(self, loss: Tensor, draw: int) -> None:
+        """Add the gradients of one batch's share of a step.
+
+        Args:
+            loss: of the batch, all learners' losses summed; divided by `accumulate` here.
+            draw: number of the batch, for the message.
 
         Raises:
             FloatingPointError: the loss is not finite; the last saved state stays as it is.
         """
         if not torch.isfinite(loss):
-            raise FloatingPointError(f"{self.name}: loss is {loss.item()} at step {self.step}")
-        for group in self.optimizer.param_groups:
-            group["lr"] = self.optim.rate(self.step)
-        self.optimizer.zero_grad(set_to_none=True)
-        loss.backward()
-        norm = nn.utils.clip_grad_norm_(self.model.parameters(), self.optim.clip)
-        self.optimizer.step()
-        decay = min(self.optim.ema, (1 + self.step) / (10 + self.step))
-        for key, value in self.model.state_dict().items():
-            self.ema[key].lerp_(value.detach(), 1 - decay)
-        return float(norm)
+            where = f"at step {self.step} (batch {draw})"
+            raise FloatingPointError(f"{self.name}: loss is {loss.item()} {where}")
+        (loss / self.optim.accumulate).backward()
+
+    def update(self) -> dict[str, float]:
+        """One optimiser step of every learner; gradient norms by name, the model's as "norm".
+
+        Raises:
+            FloatingPointError: a norm is not finite; the last saved state stays as it is.
+        """
+        learners = {"norm": self.learner} | {f"{k}_norm": v for k, v in self.others.items()}
+        try:
+            return {name: learner.step(self.step) for name, learner in learners.items()}
+        except FloatingPointError as error:
+            raise FloatingPointError(f"{self.name}: {error} at step {self.step}") from error
 
     def steps(self) -> Iterator[int]:
         """Step numbers still to do, with a progress bar on a terminal and saves in between."""
@@ -168,16 +141,31 @@ class Run:
         with (self.folder / "log.jsonl").open("a") as file:
             file.write(json.dumps(line) + "\n")
 
+    def note(self, text: str) -> None:
+        """Append a remark to `log.jsonl` and print it."""
+        tqdm.write(f"{self.name}: {text}", file=sys.stderr)
+        with (self.folder / "log.jsonl").open("a") as file:
+            file.write(json.dumps({"step": self.step, "note": text}) + "\n")
+
     def averaged(self) -> dict[str, Tensor]:
         """The EMA weights."""
-        return self.ema
+        return self.learner.ema
 
 
 def train(run: Run, loss_of: Callable[[int], tuple[Tensor, dict[str, float]]], log_every: int = 20):
-    """The loop: `loss_of(step)` gives the loss of a step and values to log."""
+    """The loop: `loss_of(draw)` gives the loss of a batch and values to log.
+
+    Batches are counted over the whole run: step s takes the draws from `s * accumulate` on. The
+    logged loss is their mean, the values are those of the last.
+    """
     run.model.train()
+    count = run.optim.accumulate
     for step in run.steps():
-        loss, values = loss_of(step)
-        norm = run.update(loss)
+        total = 0.0
+        for draw in range(step * count, (step + 1) * count):
+            loss, values = loss_of(draw)
+            run.backward(loss, draw)
+            total += loss.item()
+        norms = run.update()
         if step % log_every == 0:
-            run.log(loss=loss.item(), norm=norm, rate=run.optim.rate(step), **values)
+            run.log(loss=total / count, rate=run.optim.rate(step), **norms, **values)

@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from videoar.kernels.bsq_quantize import bsq_quantize
+from videoar.kernels.dispatch import use_backend
 from videoar.kernels.next_scale import NextScale, next_scale, next_scale_ref
 from videoar.kernels.next_scale_triton import next_scale_tiles
 from videoar.kernels.philox import philox_uniform
@@ -304,7 +305,7 @@ def test_writes_into_given_tensors(scale, in_place, device):
     arguments = {"logits_uncond": uncond, "guidance": 2.5, "temperature": 0.7, "noise": noise}
     expected = next_scale(logits, accumulator, SIZES, scale, **arguments)
     before = accumulator.clone()
-    out = NextScale(*(torch.empty_like(x) for x in expected))
+    out = NextScale(*(torch.empty(x.shape, dtype=x.dtype, device=device) for x in expected))
     if in_place:
         out = out._replace(accumulator=accumulator)
     got = next_scale(logits, accumulator, SIZES, scale, **arguments, out=out)
@@ -312,6 +313,17 @@ def test_writes_into_given_tensors(scale, in_place, device):
         assert one.data_ptr() == place.data_ptr()
         assert torch.equal(one, value)
     assert in_place or torch.equal(accumulator, before)
+
+
+def test_reference_writes_into_given_tensors():
+    logits, _, accumulator, noise = random_case(1)
+    expected = next_scale_ref(logits, accumulator, SIZES, 1, noise=noise)
+    bits, inputs = torch.empty(expected.bits.shape).bool(), torch.empty(expected.inputs.shape)
+    out = NextScale(bits, accumulator, inputs)
+    with use_backend("reference"):
+        got = next_scale(logits, accumulator, SIZES, 1, noise=noise, out=out)
+    assert got.accumulator is accumulator
+    assert all(torch.equal(a, b) for a, b in zip(got, expected, strict=True))
 
 
 @pytest.mark.parametrize("name", NextScale._fields)

@@ -1,11 +1,13 @@
 """What does not fit is refused before it is created, with the numbers."""
 
+import weakref
 from dataclasses import replace
 
 import pytest
 import torch
+from torch import nn
 
-from videoar.runtime import memory
+from videoar.runtime import memory, packed
 from videoar.runtime.cache import CacheLayout, StaticCache
 from videoar.runtime.errors import CapacityError
 from videoar.runtime.modules import random_modules
@@ -32,3 +34,19 @@ def test_layout_bytes_are_those_of_the_tensor() -> None:
     config = PRESETS["digits"].transformer
     cache = StaticCache(config, CacheLayout.of(config), 2, torch.float32, "cpu")
     assert cache.data.nbytes == cache.layout.num_bytes(config, 2, torch.float32)
+
+
+@pytest.mark.skipif(not packed.can_pack(torch.float32), reason="nothing to pack with")
+def test_packing_holds_one_layer_twice(monkeypatch: pytest.MonkeyPatch) -> None:
+    model = nn.ModuleList(nn.Sequential(nn.Linear(8, 8, bias=False)) for _ in range(4))
+    plain = [weakref.ref(layer.weight) for (layer,) in model]
+    alive = []
+
+    class Counted(packed.PackedLinear):
+        def __init__(self, linear: nn.Linear) -> None:
+            super().__init__(linear)
+            alive.append(sum(weight() is not None for weight in plain))
+
+    monkeypatch.setattr(packed, "PackedLinear", Counted)
+    packed.pack_linears(model)
+    assert alive == [4, 3, 2, 1]

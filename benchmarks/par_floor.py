@@ -1,0 +1,78 @@
+"""The bare matrix products of PAR's decoding steps, to hold the decoder against."""
+
+from collections.abc import Callable, Sequence
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from videoar.benchmarks.par_config import ParConfig
+from videoar.benchmarks.par_cost import step_gemms
+from videoar.benchmarks.par_model import ParTransformer
+from videoar.runtime.packed import PackedLinear, can_pack
+
+Product = tuple[int, Callable[[Tensor], Tensor]]
+"""Width of the input, and what multiplies it."""
+
+
+class BareSteps:
+    """The matrix products of steps, in their order, and nothing else.
+
+    Args:
+        products: of one step.
+        sequences: rows that are decoded together.
+        dtype, device: of the inputs.
+    """
+
+    def __init__(
+        self,
+        products: Sequence[Product],
+        config: ParConfig,
+        sequences: int,
+        dtype: torch.dtype,
+        device: torch.device | str,
+    ) -> None:
+        self.products, self.sequences = products, sequences
+        self.chunks = config.schedule.chunks
+        rows = sequences * config.group
+        self.inputs = {
+            width: torch.randn(rows, width, dtype=dtype, device=device) for width, _ in products
+        }
+
+    @torch.inference_mode()
+    def step(self, index: int) -> None:
+        """The products of one step, numbered from 0."""
+        rows = self.sequences * self.chunks[index].length
+        inputs = {width: x[:rows] for width, x in self.inputs.items()}
+        for width, product in self.products:
+            product(inputs[width])
+
+
+def own_products(model: ParTransformer) -> list[Product]:
+    """Those of the model's own linear layers, whatever form they have."""
+    modules = (*model.layers.modules(), model.head)
+    return [(module.in_features, module) for module in modules if hasattr(module, "in_features")]
+
+
+def fused_products(
+    config: ParConfig, dtype: torch.dtype, device: torch.device | str
+) -> list[Product]:
+    """Other weights, products of one input fused into one; packed on a CPU, where that exists."""
+    *layer, head = step_gemms(config, 1)
+    device = torch.device(device)
+    packed = device.type == "cpu" and can_pack(dtype)
+    products = []
+    for gemm in (*(gemm for _ in range(config.layers) for gemm in layer), head):
+        weight = torch.randn(gemm.width_out, gemm.width_in, dtype=dtype, device=device)
+        products.append((gemm.width_in, _pack(weight) if packed else _plain(weight)))
+    return products
+
+
+def _pack(weight: Tensor) -> PackedLinear:
+    linear = nn.Linear(weight.shape[1], weight.shape[0], bias=False, device="meta")
+    linear.weight = nn.Parameter(weight, requires_grad=False)
+    return PackedLinear(linear)
+
+
+def _plain(weight: Tensor) -> Callable[[Tensor], Tensor]:
+    return lambda x: F.linear(x, weight)

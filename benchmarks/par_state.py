@@ -1,0 +1,202 @@
+"""The static memory of PAR decoding, and one step of it.
+
+`decode_step` reads the number of the step and every position from the device and writes in place,
+so the same callable runs eagerly and inside a captured graph. A clip has hundreds of steps of at
+most four kinds.
+"""
+
+from dataclasses import dataclass, fields
+from enum import Enum
+
+import torch
+from torch import Tensor
+
+from videoar.benchmarks.par_config import ParConfig
+from videoar.benchmarks.par_model import ParTransformer
+from videoar.benchmarks.par_sampling import guide, sample_codes
+from videoar.kernels.philox import philox_uniform
+from videoar.runtime.cache import CacheLayout, StaticCache
+from videoar.runtime.schedule import ChunkSchedule
+from videoar.runtime.transformer import AttentionPlan
+
+_NO_CHUNKS = ChunkSchedule(chunks=())
+
+
+class Kind(Enum):
+    """What a step reads."""
+
+    CLASS = "class"
+    SINGLE = "single"  # one code
+    BRIDGE = "bridge"  # one code and the learned tokens
+    GROUP = "group"  # a code of every region
+
+
+def kind_of(config: ParConfig, step: int) -> Kind:
+    """The kind of a step, from 0."""
+    if step == 0:
+        return Kind.CLASS
+    if step < config.group:
+        return Kind.SINGLE
+    return Kind.BRIDGE if step == config.group > 1 else Kind.GROUP
+
+
+def first_steps(config: ParConfig) -> dict[Kind, int]:
+    """The first step of every kind that a clip has."""
+    steps = sorted({0, 1, config.group, min(config.group + 1, config.num_steps - 1)})
+    return {kind_of(config, step): step for step in reversed(steps)}
+
+
+@dataclass(slots=True, kw_only=True)
+class ParState:
+    """State of R requests; each has a row, or with guidance two neighbouring ones.
+
+    Attributes:
+        cache: keys and values of all rows.
+        classes: int64 `[rows]`.
+        codes: int64 `[R,num_tokens]` in decoding order.
+        seeds: int64 `[R]`.
+        guidance: float32 `[R]`.
+        temperature: float32 `[R]`.
+        top_k: int64 `[R]`.
+        top_p: float32 `[R]`.
+        failed: bool `[R]`, whether any logit was not finite; set by `decode_step`, never cleared.
+        step: int64 `[1]`, the coming step; stays at the last one.
+        starts: int64 `[S]`, first token of every step.
+        segments: int32 `[S,1,2]`, the cache rows that a step sees.
+        positions: int64 `[num_tokens,3]` of the tokens that are read.
+        unplaced: bool, of the tokens of the kinds that have such, by kind.
+    """
+
+    cache: StaticCache
+    classes: Tensor
+    codes: Tensor
+    seeds: Tensor
+    guidance: Tensor
+    temperature: Tensor
+    top_k: Tensor
+    top_p: Tensor
+    failed: Tensor
+    step: Tensor
+    starts: Tensor
+    segments: Tensor
+    positions: Tensor
+    unplaced: dict[Kind, Tensor]
+
+    @classmethod
+    def create(
+        cls,
+        config: ParConfig,
+        requests: int,
+        dtype: torch.dtype,
+        device: torch.device | str,
+        *,
+        rows_per_request: int = 2,
+    ) -> "ParState":
+        """Memory for `requests` clips at a time, all of it.
+
+        Raises:
+            CapacityError: the cache does not fit into the device's memory.
+        """
+        rows, chunks = rows_per_request * requests, config.schedule.chunks
+        layout = CacheLayout(max_text=0, tokens_per_frame=config.num_tokens, ring_frames=1)
+        floats = {n: torch.ones(requests) for n in ("guidance", "temperature", "top_p")}
+        integers = {n: torch.zeros(requests, dtype=torch.int64) for n in ("seeds", "top_k")}
+        unplaced = config.unplaced()
+        buffers = {
+            **floats,
+            **integers,
+            "classes": torch.zeros(rows, dtype=torch.int64),
+            "codes": torch.zeros(requests, config.num_tokens, dtype=torch.int64),
+            "failed": torch.zeros(requests, dtype=torch.bool),
+            "step": torch.zeros(1, dtype=torch.int64),
+            "starts": torch.tensor([chunk.offset for chunk in chunks]),
+            "segments": torch.tensor(
+                [[[0, chunk.offset + chunk.length]] for chunk in chunks], dtype=torch.int32
+            ),
+            "positions": config.input_positions(),
+        }
+        return cls(
+            cache=StaticCache(config.transformer, layout, rows, dtype, device),
+            unplaced={
+                kind: unplaced[chunk.offset : chunk.offset + chunk.length].to(device)
+                for kind, step in first_steps(config).items()
+                for chunk in [chunks[step]]
+                if unplaced[chunk.offset : chunk.offset + chunk.length].any()
+            },
+            **{name: tensor.to(device) for name, tensor in buffers.items()},
+        )
+
+    @property
+    def requests(self) -> int:
+        return len(self.seeds)
+
+    @property
+    def rows_per_request(self) -> int:
+        return len(self.classes) // len(self.seeds)
+
+    def unguided(self) -> "ParState":
+        """A row a request, in the same memory."""
+        own = {field.name: getattr(self, field.name) for field in fields(self)}
+        own["cache"] = self.cache.rows(0, self.requests)
+        own["classes"] = self.classes[: self.requests]
+        return ParState(**own)
+
+    def buffers(self) -> dict[str, Tensor]:
+        """What a step reads and writes, by name."""
+        names = [field.name for field in fields(self) if field.name not in ("cache", "unplaced")]
+        return {"cache": self.cache.data, **{name: getattr(self, name) for name in names}}
+
+
+@torch.inference_mode()
+def decode_step(
+    model: ParTransformer, state: ParState, kind: Kind, *, filtered: bool = False
+) -> None:
+    """Predict and draw the tokens of the coming step of all requests.
+
+    Args:
+        state: updated in place.
+        kind: of the coming step.
+        filtered: whether top-k and top-p count.
+    """
+    logits, tokens = step_logits(model, state, kind)
+    logits = guide(logits, state.guidance, state.requests)
+    state.failed.logical_or_(~torch.isfinite(logits).flatten(1).all(1))
+    frames = state.step.repeat(state.requests)
+    uniform = philox_uniform(state.seeds, frames, 0, len(tokens), 1)[..., 0]
+    chosen = (state.top_k, state.top_p) if filtered else ()
+    codes = sample_codes(logits, uniform, state.temperature, *chosen)
+    state.codes.index_copy_(1, tokens, codes)
+    state.step.add_(1).clamp_(max=len(state.starts) - 1)
+
+
+def step_logits(model: ParTransformer, state: ParState, kind: Kind) -> tuple[Tensor, Tensor]:
+    """Logits of the coming step, `[rows,n,V]`, and the numbers of its tokens, int64 `[n]`.
+
+    Writes the keys and values of what the step reads.
+    """
+    length = model.config.group if kind in (Kind.BRIDGE, Kind.GROUP) else 1
+    start = state.starts[state.step]
+    tokens = start + torch.arange(length, device=start.device)
+    rows = len(state.classes)
+    plan = AttentionPlan(
+        schedule=_NO_CHUNKS,
+        cache=state.cache,
+        start=start.repeat(rows),
+        segments=state.segments[state.step].repeat(rows, 1, 1),
+        unplaced=state.unplaced.get(kind),
+    )
+    x = _read(model, state, kind, tokens)
+    return model.head(model(x, state.positions[tokens], plan)), tokens
+
+
+def _read(model: ParTransformer, state: ParState, kind: Kind, tokens: Tensor) -> Tensor:
+    """Embedded inputs `[rows,n,C]` of the step that predicts `tokens`."""
+    if kind is Kind.CLASS:
+        return model.embed_class(state.classes[:, None])
+    if kind is Kind.BRIDGE:
+        last = model.embed_tokens(state.codes[:, tokens[:1] - 1])
+        bridge = model.embed_bridge.weight.expand(len(last), -1, -1)
+        x = torch.cat([last, bridge], dim=1)
+    else:
+        x = model.embed_tokens(state.codes[:, tokens - len(tokens)])
+    return x.repeat_interleave(state.rows_per_request, dim=0)
