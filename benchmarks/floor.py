@@ -6,9 +6,11 @@ table, and as the last line one JSON document. See docs/benchmarks.md.
 
 import argparse
 import json
+import os
 import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -86,6 +88,16 @@ def ratios(samples: Samples) -> dict[str, float | None]:
     }
 
 
+def lowest_of(samples: Samples) -> Samples:
+    """The lowest time of each: what a machine with other work on it comes nearest to at best."""
+    return {name: [min(times)] for name, times in samples.items() if times}
+
+
+def disturbed(samples: Samples, factor: float = 1.5) -> list[str]:
+    """The forms of which one round took more than `factor` times as long as another."""
+    return [name for name, times in samples.items() if max(times) > factor * min(times)]
+
+
 def timed(run: Callable[[], object]) -> Callable[[], float]:
     """A sampler in milliseconds."""
 
@@ -95,6 +107,17 @@ def timed(run: Callable[[], object]) -> Callable[[], float]:
         return 1e3 * (time.perf_counter() - begin)
 
     return sample
+
+
+def announced(samplers: Mapping[str, Callable[[], float]]) -> dict[str, Callable[[], float]]:
+    """The same samplers; each sample also goes to stderr, so that a run cut short is not lost."""
+
+    def announce(name: str, sample: Callable[[], float]) -> float:
+        milliseconds = sample()
+        print(f"{name}: {milliseconds:,.1f} ms", file=sys.stderr, flush=True)
+        return milliseconds
+
+    return {name: partial(announce, name, sample) for name, sample in samplers.items()}
 
 
 def measure_parts(model: "VideoAR", dtype: str, rounds: int) -> Samples:
@@ -125,7 +148,7 @@ def measure_parts(model: "VideoAR", dtype: str, rounds: int) -> Samples:
         other = getattr(torch, name)
         decoder = parts.PlainDecoder(model.tokenizer, config.transformer, other)
         samplers[plain(name)] = timed(decoder.run)
-    samples = interleave(samplers, rounds)
+    samples = interleave(announced(samplers), rounds)
     # Whole clips are compared in rounds of their own.
     del samples[OURS["clip"]]
     for part in ("transformer", "decoder"):
@@ -144,6 +167,7 @@ def measure_clips(model: "VideoAR", dtype: str, rounds: int, quick: bool) -> Sam
     samplers = {OURS["clip"]: lambda: ours.run()["total"]}
     for name in dict.fromkeys((dtype,) if quick else (dtype, FP32)):
         samplers[eager(name)] = timed(parts.EagerClip(model, getattr(torch, name)).run)
+    samplers = announced(samplers)
     samples = interleave(samplers, 1)
     often = {name: run for name, run in samplers.items() if name in (OURS["clip"], eager(dtype))}
     for name, more in interleave(often, rounds - 1).items():
@@ -241,9 +265,13 @@ def main(arguments: list[str] | None = None) -> int:
         samples |= measure_clips(model, dtype, options.repeats, options.quick)
     flops, numbers = flops_of(model.config, samples), ratios(samples)
     print("\n".join(table(samples, flops)))
+    lowest = ratios(lowest_of(samples))
     skipped = [name for name, value in numbers.items() if value is None]
     for name, value in numbers.items():
-        print(f"{name:<24}{'not measured' if value is None else f'{value:.3f}'}")
+        text = "not measured" if value is None else f"{value:.3f}"
+        print(f"{name:<24}{text}{'' if value is None else f'  (lowest times: {lowest[name]:.3f})'}")
+    if uneven := disturbed(samples):
+        print(f"the machine was not quiet: rounds differ by more than half in {'; '.join(uneven)}")
     document = {
         **environment(),
         "device": "cpu",
@@ -253,6 +281,9 @@ def main(arguments: list[str] | None = None) -> int:
         "rounds": options.repeats,
         "method": METHOD,
         **numbers,
+        "of_lowest": lowest,
+        "disturbed": uneven,
+        "load_average": os.getloadavg(),
         "floor": floor_of(samples),
         "not_measured": skipped,
         "memory": memory,

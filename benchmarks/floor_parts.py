@@ -4,7 +4,7 @@ Every class is built untimed, warms up, and has a method that does the work of o
 """
 
 import copy
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from math import prod
 
 import torch
@@ -106,11 +106,18 @@ class BareGemms:
 
 def own_products(transformer: Transformer) -> list[Product]:
     """Those of the model's own linear layers, whatever form they have."""
-    return [
-        (module.in_features, module)
-        for module in (transformer.embed_bits, *transformer.layers.modules(), transformer.head)
-        if hasattr(module, "in_features")
-    ]
+    modules = transformer.embed_bits, *transformer.layers.modules(), transformer.head
+    return linear_products(modules)
+
+
+def linear_products(modules: Iterable[nn.Module]) -> list[Product]:
+    """Those of the linear layers among `modules`; layers that share a product count once."""
+    products = {}
+    for module in modules:
+        if hasattr(module, "in_features"):
+            product = getattr(module, "product", module)
+            products[id(product)] = (module.in_features, product)
+    return list(products.values())
 
 
 def packed_products(config: TransformerConfig, dtype: torch.dtype) -> list[Product]:
@@ -119,7 +126,7 @@ def packed_products(config: TransformerConfig, dtype: torch.dtype) -> list[Produ
     def pack(weight: Tensor) -> PackedLinear:
         linear = nn.Linear(weight.shape[1], weight.shape[0], bias=False, device="meta")
         linear.weight = nn.Parameter(weight, requires_grad=False)
-        return PackedLinear(linear)
+        return PackedLinear.of(linear)
 
     return _products(step_gemms(config, 1), dtype, pack)
 

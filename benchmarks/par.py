@@ -111,6 +111,8 @@ class Par:
         sampling = ParSampling(guidance=guidance, temperature=temperature, top_k=top_k, top_p=top_p)
         classes = [class_id] if isinstance(class_id, int) else list(class_id)
         seeds = [seed + i for i in range(len(classes))] if isinstance(seed, int) else list(seed)
+        if not classes:
+            raise ValueError("class_id: expected at least one class")
         if len(seeds) != len(classes):
             raise ValueError(f"seed: expected {len(classes)}, got {len(seeds)}")
         clips = []
@@ -137,7 +139,7 @@ class Par:
         Args:
             first_step: the coming step; what is in front of it is left as it is (for timing).
         """
-        self._check(classes, sampling)
+        self._check(classes, seeds, sampling)
         state = self.state if sampling.guided else self.state.unguided()
         idle = self.slots - len(classes)
         pairs = [(one, self.config.classes) for one in (*classes, *[classes[0]] * idle)]
@@ -155,10 +157,13 @@ class Par:
             state.step.fill_(first_step)
         return state
 
-    def _check(self, classes: Sequence[int], sampling: ParSampling) -> None:
+    def _check(self, classes: Sequence[int], seeds: Sequence[int], sampling: ParSampling) -> None:
         for one in classes:
             if not 0 <= one <= self.config.classes:
                 raise ValueError(f"class_id: expected 0 .. {self.config.classes}, got {one}")
+        for one in seeds:
+            if not 0 <= one < 1 << 63:
+                raise ValueError(f"seed: expected 0 .. 2^63 - 1, got {one}")
         if sampling.top_k > self.config.codebook:
             raise ValueError(f"top_k: expected 0 .. {self.config.codebook}, got {sampling.top_k}")
 

@@ -1,14 +1,17 @@
 """The bare matrix products of PAR's decoding steps, to hold the decoder against."""
 
 from collections.abc import Callable, Sequence
+from functools import partial
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from videoar.benchmarks.floor_parts import linear_products
 from videoar.benchmarks.par_config import ParConfig
 from videoar.benchmarks.par_cost import step_gemms
 from videoar.benchmarks.par_model import ParTransformer
+from videoar.runtime.graphs import GraphSet
 from videoar.runtime.packed import PackedLinear, can_pack
 
 Product = tuple[int, Callable[[Tensor], Tensor]]
@@ -22,6 +25,7 @@ class BareSteps:
         products: of one step.
         sequences: rows that are decoded together.
         dtype, device: of the inputs.
+        graphs: where the products are captured; None: they are called.
     """
 
     def __init__(
@@ -31,18 +35,32 @@ class BareSteps:
         sequences: int,
         dtype: torch.dtype,
         device: torch.device | str,
+        graphs: GraphSet | None = None,
     ) -> None:
         self.products, self.sequences = products, sequences
-        self.chunks = config.schedule.chunks
+        self.chunks, self.graphs = config.schedule.chunks, graphs
         rows = sequences * config.group
         self.inputs = {
             width: torch.randn(rows, width, dtype=dtype, device=device) for width, _ in products
         }
+        if graphs is not None:
+            for length in sorted({chunk.length for chunk in self.chunks}, reverse=True):
+                call = partial(self._multiply, sequences * length)
+                graphs.capture((self, length), call, self._buffers())
 
-    @torch.inference_mode()
     def step(self, index: int) -> None:
         """The products of one step, numbered from 0."""
-        rows = self.sequences * self.chunks[index].length
+        length = self.chunks[index].length
+        if self.graphs is None:
+            self._multiply(self.sequences * length)
+        else:
+            self.graphs.replay((self, length), self._buffers())
+
+    def _buffers(self) -> dict[str, Tensor]:
+        return {f"inputs of {width}": x for width, x in self.inputs.items()}
+
+    @torch.inference_mode()
+    def _multiply(self, rows: int) -> None:
         inputs = {width: x[:rows] for width, x in self.inputs.items()}
         for width, product in self.products:
             product(inputs[width])
@@ -50,8 +68,7 @@ class BareSteps:
 
 def own_products(model: ParTransformer) -> list[Product]:
     """Those of the model's own linear layers, whatever form they have."""
-    modules = (*model.layers.modules(), model.head)
-    return [(module.in_features, module) for module in modules if hasattr(module, "in_features")]
+    return linear_products([*model.layers.modules(), model.head])
 
 
 def fused_products(
@@ -71,7 +88,7 @@ def fused_products(
 def _pack(weight: Tensor) -> PackedLinear:
     linear = nn.Linear(weight.shape[1], weight.shape[0], bias=False, device="meta")
     linear.weight = nn.Parameter(weight, requires_grad=False)
-    return PackedLinear(linear)
+    return PackedLinear.of(linear)
 
 
 def _plain(weight: Tensor) -> Callable[[Tensor], Tensor]:

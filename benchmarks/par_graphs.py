@@ -18,7 +18,7 @@ class ParGraphs:
     """Runs steps as graphs on a stream of its own."""
 
     def __init__(self, model: ParTransformer) -> None:
-        self.model, self.device = model, model.head.weight.device
+        self.model, self.device = model, model.norm.weight.device
         self.stream = torch.cuda.Stream(self.device)
         self.graphs = GraphSet(self.stream)
         self.captured: set[tuple[int, bool]] = set()

@@ -1,9 +1,10 @@
 """One code a token from logits: guidance, temperature, top-k, top-p, and one uniform number.
 
     l = uncond + guidance (cond - uncond)        p = softmax(keep(l / temperature))
-    code = the first c with p_0 + .. + p_c > u   (filtered: in falling order of p)
+    code = the first c with p_0 + .. + p_c > u
 
-`keep` drops what is below the k-th largest logit, then what has more than top_p in front of it. One
+`keep` drops what is below the k-th largest logit, then every code whose likelier ones have a share
+of more than top_p. Both limits are found by bisection, a tenth of the time of a sort on a CPU. One
 uniform decides a token, so a result depends on no other row.
 
 Axes: R requests, L tokens of a step, V codes.
@@ -22,8 +23,8 @@ class ParSampling:
     Attributes:
         guidance: strength; 1 needs no second row.
         temperature: of the softmax; 0 is greedy.
-        top_k: so many of the likeliest codes (and those as likely as the last); 0: all.
-        top_p: as many of the likeliest codes as have this share together; 1: all.
+        top_k: so many of the likeliest codes, and those as likely as the last; 0: all.
+        top_p: the likeliest codes that have this share together; 1: all.
     """
 
     guidance: float = 1.5
@@ -49,7 +50,7 @@ class ParSampling:
 
     @property
     def filtered(self) -> bool:
-        """Whether codes must be put in order of their logits."""
+        """Whether some codes are not to be drawn."""
         return self.top_k > 0 or self.top_p < 1
 
 
@@ -85,24 +86,41 @@ def sample_codes(
     """
     positive = temperature[:, None] > 0
     scaled = logits / temperature.where(temperature > 0, 1)[:, None, None]
-    codes = None
     if top_k is not None:
-        scaled, codes = scaled.sort(dim=-1, descending=True, stable=True)
         scaled = _keep(scaled, top_k, top_p)
     # In float64 thousands of sums lose nothing next to the 24 bits of the uniform.
     sums = scaled.double().softmax(-1).cumsum(-1)
     target = uniform.double()[..., None] * sums[..., -1:]
-    place = torch.searchsorted(sums, target, right=True).clamp_(max=logits.shape[-1] - 1)
-    drawn = (place if codes is None else codes.gather(-1, place))[..., 0]
+    drawn = torch.searchsorted(sums, target, right=True)[..., 0].clamp_(max=logits.shape[-1] - 1)
     return drawn.where(positive, logits.argmax(-1))
 
 
-def _keep(ordered: Tensor, top_k: Tensor, top_p: Tensor) -> Tensor:
-    """Falling logits with -inf for what is dropped."""
-    last = (top_k - 1)[:, None, None].expand(*ordered.shape[:2], 1)
-    ordered = ordered.masked_fill(ordered < ordered.gather(-1, last), float("-inf"))
-    shares = ordered.double().softmax(-1)
-    in_front = shares.cumsum(-1) - shares
-    # 1 means all; sums may end a rounding above it.
-    dropped = (in_front > top_p[:, None, None]) & (top_p[:, None, None] < 1)
-    return ordered.masked_fill(dropped, float("-inf"))
+def _keep(logits: Tensor, top_k: Tensor, top_p: Tensor) -> Tensor:
+    """Logits with -inf for what is dropped."""
+    order = _ordered(logits)
+    last = _limit(order, torch.ones_like(logits), top_k[:, None, None] - 0.5)
+    logits = logits.masked_fill(order < last, float("-inf"))
+    # All shares together may be a rounding above 1.
+    share = top_p.where(top_p < 1, 2)
+    last = _limit(order, logits.softmax(-1), share[:, None, None])
+    return logits.masked_fill(order < last, float("-inf"))
+
+
+def _ordered(x: Tensor) -> Tensor:
+    """Int32 in the order of the float32 values."""
+    bits = x.view(torch.int32)
+    return bits ^ ((bits >> 31) & 0x7FFFFFFF)
+
+
+def _limit(order: Tensor, weights: Tensor, needed: Tensor) -> Tensor:
+    """The largest i whose codes with order >= i weigh more than `needed`, int32 `[R,L,1]`.
+
+    The smallest int32 where all together do not.
+    """
+    low = torch.full_like(order[..., :1], -(1 << 31), dtype=torch.int64)
+    high = -low
+    for _ in range(32):
+        middle = (low + high) >> 1
+        enough = ((order >= middle.int()) * weights).sum(-1, keepdim=True) > needed
+        low, high = middle.where(enough, low), high.where(enough, middle)
+    return low.int()

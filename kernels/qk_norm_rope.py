@@ -185,11 +185,12 @@ def _write(cache: Tensor, x_BGLD: Tensor, start: int | Tensor) -> None:
 
 
 def _check_heads(q: Tensor, k: Tensor, positions: Tensor, sections: Sections) -> None:
-    if q.dim() != 4 or not q.is_floating_point() or q.shape[-1] < 2 or q.shape[-1] % 2:
+    q_shape, k_shape = q.shape, k.shape
+    if len(q_shape) != 4 or not q.is_floating_point() or q_shape[3] < 2 or q_shape[3] % 2:
         raise ValueError(f"q: expected floating [B,H,L,even D], got {q.dtype} {list(q.shape)}")
-    batch, _, length, width = q.shape
-    same_axes = k.dim() == 4 and (k.shape[0], *k.shape[2:]) == (batch, length, width)
-    if not same_axes or 0 in (q.shape[1], k.shape[1]) or k.dtype != q.dtype:
+    batch, heads, length, width = q_shape
+    same_axes = len(k_shape) == 4 and (k_shape[0], *k_shape[2:]) == (batch, length, width)
+    if not same_axes or 0 in (heads, k_shape[1]) or k.dtype != q.dtype:
         raise ValueError(
             f"k: expected {q.dtype} [{batch}, G, {length}, {width}], got {k.dtype} {list(k.shape)}"
         )
@@ -224,7 +225,8 @@ def _check_cache(k: Tensor, cache: CacheWrite) -> None:
         raise ValueError(f"cache.v_BGLD: expected {list(k.shape)}, got {list(cache.v_BGLD.shape)}")
     caches = {"cache.k_cache": cache.k_cache, "cache.v_cache": cache.v_cache}
     for name, rows in caches.items():
-        same_axes = rows.dim() == 4 and (*rows.shape[:2], rows.shape[3]) == (batch, groups, width)
+        shape = rows.shape
+        same_axes = len(shape) == 4 and (shape[0], shape[1], shape[3]) == (batch, groups, width)
         if not same_axes or not rows.is_floating_point():
             raise ValueError(
                 f"{name}: expected floating [{batch}, {groups}, capacity, {width}], "
@@ -240,11 +242,11 @@ def _check_cache(k: Tensor, cache: CacheWrite) -> None:
             f"got {start.dtype} {list(start.shape)}"
         )
     check_devices(k=k, **{"cache.v_BGLD": cache.v_BGLD}, **caches, **on_device)
-    capacity = min(rows.shape[2] for rows in caches.values())
+    capacity = min(cache.k_cache.shape[2], cache.v_cache.shape[2])
     starts = [start]
     if on_device:
         starts = start.tolist() if values_known(start) else []
-    if any(not 0 <= first <= capacity - length for first in starts):
+    if starts and not 0 <= min(starts) <= max(starts) <= capacity - length:
         raise ValueError(
             f"cache.start: expected 0 .. {capacity - length} ({length} rows into a cache of "
             f"{capacity}), got {starts if on_device else start}"

@@ -24,10 +24,14 @@ def check_devices(**tensors: Tensor | None) -> None:
     Raises:
         ValueError: a tensor on another device.
     """
-    (first, *others) = ((name, t.device) for name, t in tensors.items() if t is not None)
-    for name, device in others:
-        if device != first[1]:
-            raise ValueError(f"{name}: expected on {first[1]} as {first[0]}, got on {device}")
+    first, device = "", None
+    for name, t in tensors.items():
+        if t is None:
+            continue
+        if device is None:
+            first, device = name, t.device
+        elif t.device != device:
+            raise ValueError(f"{name}: expected on {device} as {first}, got on {t.device}")
 
 
 def check_dtype(name: str, x: Tensor) -> None:

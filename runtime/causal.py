@@ -48,26 +48,30 @@ class CausalConv(nn.Module):
         self.stride, self.stride_time, self.drop = stride, stride_time, drop
         self.key = ""
 
-    def _taps(self, x: Tensor, state: State | None) -> Tensor:
-        """Put the taps of every output frame side by side on the channel axis."""
-        taps, step = self.kernel_time, self.stride_time
+    def _taps(self, x: Tensor, state: State | None) -> tuple[Tensor, Tensor]:
+        """The taps of every output frame side by side on the channel axis, and their weights."""
+        taps, step, weight = self.kernel_time, self.stride_time, self.conv.weight
         past = None if state is None else state.get(self.key)
+        alone = past is None and x.shape[1] == 1 + self.drop
         if past is None:
             front = taps - 1 - self.drop
             past = x.new_zeros(x.shape[0], front, *x.shape[2:])
-        x = torch.cat([past, x], dim=1)
+        padded = torch.cat([past, x], dim=1)
         if state is not None:
-            state[self.key] = x[:, x.shape[1] - (taps - step) :]
-        count = (x.shape[1] - taps) // step + 1
+            state[self.key] = padded[:, padded.shape[1] - (taps - step) :]
+        if alone:
+            # One frame (or one and its repetition) behind zeros: a 2D convolution is enough.
+            return x[:, -1:], weight[:, :, -1 - self.drop :].sum(2)
+        count = (padded.shape[1] - taps) // step + 1
         last = step * (count - 1) + 1
-        return torch.cat([x[:, i : i + last : step] for i in range(taps)], dim=2)
+        x = torch.cat([padded[:, i : i + last : step] for i in range(taps)], dim=2)
+        return x, weight.transpose(1, 2).flatten(1, 2)
 
     def forward(self, x: Tensor, state: State | None = None) -> Tensor:
         """`[B,T,C,H,W]` -> `[B,T',C',H',W']`; `state` is updated in place."""
         weight = self.conv.weight
         if self.kernel_time > 1:
-            x = self._taps(x, state)
-            weight = weight.transpose(1, 2).flatten(1, 2)
+            x, weight = self._taps(x, state)
         batch, frames = x.shape[:2]
         x = x.flatten(0, 1)
         if self.stride == 2:

@@ -122,7 +122,8 @@ def decoder_convs(
         grid: of the latent frame.
         first: of the stream, which becomes 1 pixel frame; a later one becomes tau.
         folded: nearest upsamples are part of the convolutions behind them, and the first frame
-            leaves out the zeros in front of it. Otherwise as `Decoder.step` does it.
+            leaves out the zeros in front of it. Otherwise this is its share of `Decoder` on a whole
+            clip.
     """
     widths = config.widths
     at = _Map(frames=1, grid=grid, folded=folded, skips_zeros=folded and first)

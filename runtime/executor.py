@@ -25,7 +25,7 @@ from videoar.runtime.frame_state import FrameState
 from videoar.runtime.history import encode_history, prefill_history
 from videoar.runtime.job import Executor, Job, ScaleHook, Shot, SlotFrame
 from videoar.runtime.modules import DTYPES
-from videoar.runtime.packed import PackedLinear, can_pack, pack_linears
+from videoar.runtime.packed import PackedLinear, pack_linears
 from videoar.runtime.plan import EngineSettings, MemoryPlan, check, decoder_dtype
 from videoar.runtime.prefixes import PrefixStore
 from videoar.runtime.sampling import decode_frame
@@ -207,7 +207,7 @@ def make_executor(
 ) -> Executor:
     """An executor with all the memory that it will ever need.
 
-    On a CPU the linear layers of `model` are packed in place (`videoar.runtime.packed`).
+    The linear layers of `model` are packed in place (`videoar.runtime.packed`).
 
     Args:
         slots: requests at a time.
@@ -236,8 +236,7 @@ def make_executor(
     if not loaded:
         transformer, tokenizer = (_copied(one, target, kind) for one in (transformer, tokenizer))
     weight, layout = transformer.embed_bits.weight, settings.layout
-    if weight.device.type == "cpu" and can_pack(weight.dtype):
-        pack_linears(transformer.layers)
+    pack_linears(transformer.layers)
     if weight.device.type == "cuda":
         from videoar.runtime.cuda_executor import CudaExecutor
 
@@ -247,7 +246,5 @@ def make_executor(
 
 def _copied(module: nn.Module, device: torch.device, dtype: torch.dtype) -> nn.Module:
     if any(isinstance(child, PackedLinear) for child in module.modules()):
-        raise RuntimeError(
-            "the model is packed for a CPU already: load it anew for another dtype or device"
-        )
+        raise RuntimeError("the model is packed already: load it anew for another dtype or device")
     return copy.deepcopy(module).to(device, dtype)

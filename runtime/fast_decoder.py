@@ -191,7 +191,7 @@ class _Step:
         if layer.norm is not None:
             norm = layer.norm.norm
             parameters = (norm.weight, norm.bias)
-            self.affine = [t.detach().to(device, torch.float32) for t in parameters]
+            self.affine = [t.detach().to(device, torch.float32, copy=True) for t in parameters]
             self.norm = {"groups": norm.num_groups, "eps": norm.eps}
 
     def run(

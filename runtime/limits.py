@@ -8,7 +8,7 @@ from torch import nn
 
 from videoar.runtime.cost import Limits
 from videoar.runtime.memory import total_bytes
-from videoar.runtime.packed import PackedLinear, can_pack
+from videoar.runtime.packed import PackedLinear
 
 _HALF = (torch.bfloat16, torch.float16)
 # Copied, and edge of the square product; large enough to leave the caches, short enough for < 3 s.
@@ -73,7 +73,7 @@ def _product_rate(device: torch.device, dtype: torch.dtype) -> float:
 def _product(edge: int, dtype: torch.dtype, device: torch.device) -> nn.Module:
     """A square linear layer in the form in which decoding has it."""
     linear = nn.Linear(edge, edge, bias=False, device=device, dtype=dtype)
-    return PackedLinear(linear) if device.type == "cpu" and can_pack(dtype) else linear
+    return PackedLinear.of(linear)
 
 
 def _best_seconds(call: Callable[[], object], device: torch.device) -> float:

@@ -274,12 +274,12 @@ def _source_rate(stream, times: list[float]) -> float:
 def to_rgb(
     frame: av.VideoFrame,
     size: tuple[int, int] | None,
-    crop: tuple[float, float] = (0.5, 0.5),
+    crop: tuple[float, float] | None = None,
 ) -> np.ndarray:
     """One upright frame, uint8 `[H,W,3]`, scaled to cover `size` and cropped to it.
 
     Args:
-        crop: where, from 0 (top, left) to 1; along the sides as stored. Default: the centre.
+        crop: where along the stored height and width, each in [0,1). Default: the centre.
     """
     turns = round(frame.rotation / 90) % 4
     if size is None:
@@ -291,6 +291,10 @@ def to_rgb(
     width = max(target_width, round(frame.width * factor))
     kind = Interpolation.AREA if factor < 1 else Interpolation.BICUBIC
     rgb = frame.reformat(width, height, "rgb24", interpolation=kind.value | _ACCURATE).to_ndarray()
-    top, left = int((height - target_height) * crop[0]), int((width - target_width) * crop[1])
+    rooms = (height - target_height, width - target_width)
+    places = [room // 2 for room in rooms]
+    if crop is not None:
+        places = [int((room + 1) * share) for room, share in zip(rooms, crop, strict=True)]
+    top, left = places
     rgb = rgb[top : top + target_height, left : left + target_width]
     return np.ascontiguousarray(np.rot90(rgb, turns))

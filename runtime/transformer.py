@@ -19,6 +19,7 @@ from videoar.kernels.rms_norm import rms_norm
 from videoar.kernels.swiglu import swiglu
 from videoar.runtime.cache import StaticCache
 from videoar.runtime.config import TransformerConfig
+from videoar.runtime.packed import linears
 from videoar.runtime.schedule import ChunkSchedule
 
 
@@ -64,6 +65,8 @@ class RMSNorm(nn.Module):
 
 
 class Attention(nn.Module):
+    SHARED_INPUT = ("q_proj", "k_proj", "v_proj")
+
     def __init__(self, config: TransformerConfig, index: int) -> None:
         super().__init__()
         self.config, self.index = config, index
@@ -79,8 +82,8 @@ class Attention(nn.Module):
     def forward(self, x_BLC: Tensor, positions: Tensor, plan: AttentionPlan) -> Tensor:
         config = self.config
         q, k, v = (
-            projection(x_BLC).unflatten(-1, (-1, config.head_dim)).transpose(1, 2)
-            for projection in (self.q_proj, self.k_proj, self.v_proj)
+            projected.unflatten(-1, (-1, config.head_dim)).transpose(1, 2)
+            for projected in linears(x_BLC, self.q_proj, self.k_proj, self.v_proj)
         )
         if plan.unplaced is not None:
             q, k = (x.masked_fill(plan.unplaced[:, None], 0) for x in (q, k))
@@ -126,6 +129,8 @@ def _attend(q: Tensor, k: Tensor, v: Tensor, plan: AttentionPlan) -> Tensor:
 
 
 class MLP(nn.Module):
+    SHARED_INPUT = ("gate_proj", "up_proj")
+
     def __init__(self, config: TransformerConfig) -> None:
         super().__init__()
         self.gate_proj = nn.Linear(config.width, config.mlp_width, bias=False)
@@ -133,7 +138,7 @@ class MLP(nn.Module):
         self.down_proj = nn.Linear(config.mlp_width, config.width, bias=False)
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.down_proj(swiglu(self.gate_proj(x), self.up_proj(x)))
+        return self.down_proj(swiglu(*linears(x, self.gate_proj, self.up_proj)))
 
 
 class Layer(nn.Module):

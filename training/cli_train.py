@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from videoar.runtime.cli_arguments import DTYPES, positive
+from videoar.training.cli_data import add_cache, add_data, training_data
 from videoar.training.cli_flags import LazyParser, Subparsers, add_fields, add_kind, values_of
 
 RESUME = "A run stopped half-way goes on by itself where --out holds its state."
@@ -14,13 +15,14 @@ STAGE_FIELDS = ("steps", "learning_rate", "warmup")
 
 
 def add_train(subparsers: Subparsers) -> None:
-    """Register `videoar train tokenizer | transformer | judge | export`."""
-    text = "train the moving-digits models and assemble a checkpoint"
+    """Register `videoar train tokenizer | cache | transformer | judge | export`."""
+    text = "train the models and assemble a checkpoint"
     parser = subparsers.add_parser("train", help=text, description=text.capitalize() + ".")
     kinds = parser.add_subparsers(
         title="what to train", metavar="WHAT", required=True, parser_class=LazyParser
     )
     _add_tokenizer(kinds)
+    add_cache(kinds)
     _add_transformer(kinds)
     _add_judge(kinds)
     _add_export(kinds)
@@ -66,6 +68,7 @@ def _add_tokenizer(kinds: Subparsers) -> None:
         from videoar.training.train_tokenizer import TokenizerTraining
 
         _add_run_flags(parser, TokenizerTraining)
+        add_data(parser, cache=False)
 
     text = "train the video tokenizer: on frames, then on clips"
     parser = add_kind(kinds, "tokenizer", text, _train_tokenizer, RESUME, populate=populate)
@@ -82,8 +85,11 @@ def _train_tokenizer(args: argparse.Namespace) -> None:
 
     _set_threads(args)
     config, out = _run_config(args, TokenizerTraining), Path(args.out)
-    model = preset("digits")
-    trained = train_tokenizer(out, model.tokenizer, model.transformer.sizes, config)
+    model = preset(args.preset)
+    data = {}
+    if source_of := training_data(args, model):
+        data = {"source_of": source_of, "num_frames": model.num_frames}
+    trained = train_tokenizer(out, model.tokenizer, model.transformer.sizes, config, **data)
     save_tokenizer(out / "video_tokenizer", trained)
     print(out / "video_tokenizer")
 
@@ -93,6 +99,7 @@ def _add_transformer(kinds: Subparsers) -> None:
         from videoar.training.train_transformer import TransformerTraining
 
         _add_run_flags(parser, TransformerTraining)
+        add_data(parser, cache=True)
 
     text = "train the transformer on the latents of a trained tokenizer"
     parser = add_kind(kinds, "transformer", text, _train_transformer, RESUME, populate=populate)
@@ -109,14 +116,17 @@ def _where(kind: str) -> str:
 
 def _train_transformer(args: argparse.Namespace) -> None:
     from videoar.runtime.checkpoint import write_component
-    from videoar.runtime.model_folder import load_tokenizer
+    from videoar.runtime.model_folder import load_tokenizer, preset_text_tokenizer
     from videoar.runtime.presets import preset
     from videoar.training.train_transformer import TransformerTraining, train_transformer
 
     _set_threads(args)
     config, out = _run_config(args, TransformerTraining), Path(args.out)
-    tokenizer = load_tokenizer(args.tokenizer)
-    trained = train_transformer(out, tokenizer, preset("digits").transformer, config)
+    model, tokenizer = preset(args.preset), load_tokenizer(args.tokenizer)
+    text = preset_text_tokenizer(args.preset, model)
+    source_of = training_data(args, model, tokenizer=tokenizer, text_tokenizer=text)
+    data = {"source_of": source_of, "text_tokenizer": text} if source_of else {}
+    trained = train_transformer(out, tokenizer, model.transformer, config, **data)
     write_component(out / "transformer", "transformer", trained.config, trained.state_dict())
     print(out / "transformer")
 

@@ -3,9 +3,10 @@
     d(x, y) = sum_l mean_hw sum_c w_lc (f_lchw(x) - f_lchw(y))^2
 
 f_l: what the last ReLU of the network's stage l = 1..5 gives, each position's vector scaled to
-unit length; w_l >= 0: a learned weight for each of its channels. Every frame is compared by
-itself. The weights are safetensors named as in their public files: `features.N.{weight,bias}`
-(VGG16, arXiv 1409.1556) and `lin{0..4}.model.1.weight` (LPIPS 0.1), in one file or in two.
+unit length; w_l >= 0: a learned weight for each of its channels (w_l^2 in Eq. 1). Every frame is
+compared by itself. The weights are safetensors named as in their public files:
+`features.N.{weight,bias}` (VGG16, arXiv 1409.1556) and `lin{0..4}.model.1.weight` (LPIPS 0.1), in
+one file or in two.
 """
 
 from dataclasses import dataclass
@@ -76,7 +77,8 @@ class Perceptual(nn.Module):
 
     def __init__(self, weights: dict[str, Tensor]) -> None:
         super().__init__()
-        self._buffers.update({name.replace(".", "_"): weights[name] for name in _shapes()})
+        for name in _shapes():
+            self.register_buffer(name.replace(".", "_"), weights[name])
         self.register_buffer("mean", torch.tensor(MEAN).view(3, 1, 1))
         self.register_buffer("deviation", torch.tensor(DEVIATION).view(3, 1, 1))
 

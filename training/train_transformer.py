@@ -5,8 +5,12 @@ self-correcting targets, text dropout for guidance; single frames first (stage I
 """
 
 import os
+from collections.abc import Sequence
+from contextlib import closing
 from dataclasses import dataclass, field
+from math import prod
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -18,6 +22,7 @@ from tqdm import tqdm
 from videoar.kernels.bitwise_cross_entropy import bitwise_cross_entropy
 from videoar.kernels.bsq_quantize import bsq_quantize
 from videoar.runtime.config import TransformerConfig
+from videoar.runtime.history import next_scale_inputs
 from videoar.runtime.pixels import from_pixels
 from videoar.runtime.text import encode_prompt, pad, word_tokenizer
 from videoar.runtime.transformer import Transformer, teacher_forced_logits
@@ -25,6 +30,7 @@ from videoar.runtime.video_tokenizer import VideoTokenizer
 from videoar.training import digits
 from videoar.training.corruption import FlipConfig, draw_flips, flip_probabilities
 from videoar.training.run import OptimConfig, Run, autocast, train
+from videoar.training.sources import Shape, Source, SourceOf
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -101,8 +107,8 @@ class Batch:
 
 def make_batch(
     latents: Tensor,
-    captions: list[str],
-    text_tokenizer: Tokenizer,
+    conditions: Sequence[str | int],
+    text_tokenizer: Tokenizer | None,
     architecture: TransformerConfig,
     config: TransformerTraining,
     generator: torch.Generator,
@@ -111,22 +117,61 @@ def make_batch(
 
     Args:
         latents: `[B,d,t,h,w]`.
-        captions: one a sample.
+        conditions: a caption or a class id a sample, as the model takes them.
+        text_tokenizer: None for classes.
     """
     sizes = architecture.sizes
     batch, frames = latents.shape[0], latents.shape[2]
     p = flip_probabilities(config.flip, batch, frames, len(sizes), generator)
     flips = draw_flips(p, sizes, architecture.latent_dim, generator)
     quantized = bsq_quantize(latents.float(), sizes, flips=flips, return_inputs=True)
-    dropped = torch.rand(batch, generator=generator) < config.dropout
-    rows = [
-        encode_prompt(text_tokenizer, "" if drop else caption, architecture.max_text)
-        for caption, drop in zip(captions, dropped.tolist(), strict=True)
-    ]
-    tokens, lengths = pad(rows, max(map(len, rows)))
+    tokens, lengths = prefixes(conditions, text_tokenizer, architecture, config.dropout, generator)
     return Batch(
         tokens=tokens, text_lengths=lengths, inputs=quantized.inputs, targets=quantized.targets
     )
+
+
+def make_clean_batch(
+    bits: Tensor,
+    conditions: Sequence[str | int],
+    text_tokenizer: Tokenizer | None,
+    architecture: TransformerConfig,
+    config: TransformerTraining,
+    generator: torch.Generator,
+) -> Batch:
+    """`make_batch` of bits `[B,t,N,d]` alone: histories without flips.
+
+    Raises:
+        ValueError: the settings ask for flips, whose targets bits do not tell.
+    """
+    if config.flip.p_max > 0 or config.flip.delta > 0:
+        text = "must be 0 for a cache of bits alone; write it with latents for flipped histories"
+        raise ValueError(f"flip.p_max, flip.delta: {text}")
+    inputs, _ = next_scale_inputs(bits.flatten(0, 1), architecture.sizes)
+    inputs = inputs.unflatten(0, bits.shape[:2])
+    # All clips in one call: the frame behind a clip's last one is another clip's first.
+    inputs[:, 0, : prod(architecture.sizes[0])] = 0
+    tokens, lengths = prefixes(conditions, text_tokenizer, architecture, config.dropout, generator)
+    return Batch(tokens=tokens, text_lengths=lengths, inputs=inputs, targets=bits)
+
+
+def prefixes(
+    conditions: Sequence[str | int],
+    text_tokenizer: Tokenizer | None,
+    architecture: TransformerConfig,
+    dropout: float,
+    generator: torch.Generator,
+) -> tuple[Tensor, Tensor]:
+    """Captions or class ids as tokens `[B,text]` and lengths `[B]`, a share of them left out."""
+    dropped = torch.rand(len(conditions), generator=generator) < dropout
+    if architecture.condition == "class":
+        ids = torch.tensor(conditions).masked_fill(dropped, architecture.vocab_size)
+        return ids[:, None], torch.ones_like(ids)
+    rows = [
+        encode_prompt(text_tokenizer, "" if drop else caption, architecture.max_text)
+        for caption, drop in zip(conditions, dropped.tolist(), strict=True)
+    ]
+    return pad(rows, max(map(len, rows)))
 
 
 def transformer_loss(model: Transformer, batch: Batch) -> tuple[Tensor, dict[str, float]]:
@@ -142,32 +187,63 @@ def transformer_loss(model: Transformer, batch: Batch) -> tuple[Tensor, dict[str
     return loss, scales
 
 
+class _DigitLatents(Source):
+    """Latents of moving digits, drawn from a store that is encoded once."""
+
+    def __init__(self, latents: Tensor, num_frames: int, batch: int, seed: int) -> None:
+        self.latents, self.num_frames, self.size, self.seed = latents, num_frames, batch, seed
+
+    def batch(self, step: int) -> dict[str, Any]:
+        index = np.random.default_rng([self.seed, step]).integers(len(self.latents), size=self.size)
+        clips = [digits.clip("train", self.seed, int(i), self.num_frames) for i in index]
+        return {
+            "latents": self.latents[torch.from_numpy(index)],
+            "captions": [caption for _, caption, _ in clips],
+        }
+
+
 def train_transformer(
     folder: Path,
     tokenizer: VideoTokenizer,
     architecture: TransformerConfig,
     config: TransformerTraining,
+    *,
+    source_of: SourceOf | None = None,
+    text_tokenizer: Tokenizer | None = None,
 ) -> Transformer:
-    """Both stages, each resumable in its own folder below `folder`; returns the EMA model."""
-    text_tokenizer = digits_text_tokenizer()
+    """Both stages, each resumable in its own folder below `folder`; returns the EMA model.
+
+    Args:
+        source_of: batches with latents or bits, and captions or classes. Default: moving digits.
+        text_tokenizer: of the captions. Default: the digits' words.
+    """
+    if text_tokenizer is None and architecture.condition == "text":
+        text_tokenizer = digits_text_tokenizer()
     torch.manual_seed(config.seed)
     model = Transformer(architecture)
 
-    def stage(name: str, count: int, frames: int, size: int, optim: OptimConfig) -> None:
-        seed = config.seed + (2 if frames > 1 else 3)
-        latents = cache_latents(folder, tokenizer, seed, count, frames)
-        run = Run(folder / name, model, optim, f"transformer, {name}s")
+    def digit_latents(shapes: Sequence[Shape], seed: int) -> Source:
+        (shape,) = shapes
+        count = config.images if shape.frames == 1 else config.clips
+        latents = cache_latents(folder, tokenizer, seed, count, shape.frames)
+        return _DigitLatents(latents, shape.frames, shape.batch, seed)
 
-        def loss_of(step: int) -> tuple[Tensor, dict[str, float]]:
-            generator = torch.Generator().manual_seed(seed * 2**32 + step)
-            index = torch.randint(count, (size,), generator=generator)
-            captions = [digits.clip("train", seed, i, frames)[1] for i in index.tolist()]
-            batch = make_batch(
-                latents[index], captions, text_tokenizer, architecture, config, generator
-            )
-            return transformer_loss(model, batch)
+    def stage(name: str, shape: Shape, optim: OptimConfig) -> None:
+        seed = config.seed + (2 if shape.frames > 1 else 3)
+        with closing((source_of or digit_latents)([shape], seed)) as source:
+            run = Run(folder / name, model, optim, f"transformer, {name}s")
 
-        train(run, loss_of)
+            def loss_of(draw: int) -> tuple[Tensor, dict[str, float]]:
+                generator = torch.Generator().manual_seed(seed * 2**32 + draw)
+                sample = source.batch(draw)
+                conditions = sample["captions" if architecture.condition == "text" else "classes"]
+                make, tokens = make_clean_batch, sample.get("bits")
+                if "latents" in sample:
+                    make, tokens = make_batch, sample["latents"]
+                batch = make(tokens, conditions, text_tokenizer, architecture, config, generator)
+                return transformer_loss(model, batch)
+
+            train(run, loss_of)
         model.load_state_dict(run.averaged())
 
     image, clip = (
@@ -177,6 +253,7 @@ def train_transformer(
             (config.clip_steps, config.clip_rate),
         )
     )
-    stage("image", config.images, 1, config.image_batch, image)
-    stage("clip", config.clips, digits.NUM_FRAMES, config.clip_batch, clip)
+    num_frames = 1 + (architecture.max_frames - 1) * tokenizer.config.temporal_compression
+    stage("image", Shape(frames=1, batch=config.image_batch), image)
+    stage("clip", Shape(frames=num_frames, batch=config.clip_batch), clip)
     return model.eval()

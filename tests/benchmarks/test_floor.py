@@ -53,6 +53,11 @@ class TestRatios:
         samples = {"a": [11.0, 22.0, 11.0], "b": [10.0, 20.0, 10.0]}
         assert floor.ratio(samples, "a", "b") == pytest.approx(1.1)
 
+    def test_lowest_times_and_uneven_rounds(self):
+        samples = {"decoder, ours": [30.0, 12.0, 40.0], "convs, packed": [14.0, 10.0, 11.0]}
+        assert floor.ratios(floor.lowest_of(samples))["decoder_ratio"] == pytest.approx(1.2)
+        assert floor.disturbed(samples) == ["decoder, ours"]
+
     def test_what_was_not_timed_is_none(self):
         assert set(floor.ratios({}).values()) == {None}
         numbers = floor.ratios({"clip, ours": [1.0], "clip, eager, float32": [3.0]})
@@ -70,6 +75,10 @@ class TestRatios:
         calls = []
         assert floor.timed(lambda: calls.append(1))() == 250
         assert calls == [1]
+
+    def test_samples_are_announced(self, capsys):
+        assert floor.announced({"a": lambda: 1234.5})["a"]() == 1234.5
+        assert capsys.readouterr().err == "a: 1,234.5 ms\n"
 
     def test_table_says_how_much_longer_than_ours(self):
         samples = {"decoder, ours": [200.0], "convs, packed": [100.0]}
@@ -115,7 +124,7 @@ class TestParts:
             x = torch.randn(3, width)
             assert width == other
             assert product(x).shape == reference(x).shape
-        assert len({id(product.packed) for _, product in packed}) == len(packed)
+        assert len({id(product.product.weight) for _, product in packed}) == len(packed)
 
     @needs_packing
     def test_convs_are_those_of_the_streaming_decoder(self, model):
@@ -158,6 +167,8 @@ def test_a_run_on_digits(capsys, monkeypatch, tmp_path):
     assert document["floor"] in floor.GEMMS
     assert document["memory"] == memory
     assert document["commit"] == kernels.commit()
+    assert set(document["of_lowest"]) == set(floor.ratios({}))
+    assert len(document["load_average"]) == 3
     assert document["threads"] == torch.get_num_threads()
     samples = document["samples_ms"]
     assert {len(times) for times in samples.values()} == {2}

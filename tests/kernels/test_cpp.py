@@ -1,12 +1,12 @@
-"""What the C++ kernels promise together: which calls they serve, with which instruction sets, and
-that neither threads nor batch neighbours change a bit."""
+"""The C++ kernels against their references with every instruction set, and their common promise:
+neither threads nor batch neighbours change a bit."""
+
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import torch
 
-from videoar import _C
 from videoar.kernels.cached_attention import cached_attention, cached_attention_ref
-from videoar.kernels.dispatch import use_backend
 from videoar.kernels.qk_norm_rope import CacheWrite, qk_norm_rope, qk_norm_rope_ref, rope_sections
 from videoar.kernels.rms_norm import rms_norm, rms_norm_ref
 from videoar.kernels.swiglu import swiglu, swiglu_ref
@@ -74,6 +74,30 @@ def test_swiglu_equals_reference(rows, width, dtype, device, assert_near):
     assert_near(swiglu(gate, up), swiglu_ref(gate, up))
 
 
+@pytest.mark.parametrize(
+    "layout",
+    [
+        lambda x: x,
+        lambda x: x.transpose(0, 1),
+        lambda x: x.transpose(1, 2),
+        lambda x: x[:, ::2, 3:9],
+        lambda x: x[:, :1].expand(-1, 4, -1),
+        lambda x: x[1, 2, ::3],
+        lambda x: x[:, :0],
+    ],
+    ids=["contiguous", "rows", "channels", "slice", "expanded", "one row", "nothing"],
+)
+def test_rows_of_any_layout(layout, device):
+    x, up = (layout(t) for t in torch.randn(2, 3, 5, 16))
+    weight = torch.randn(x.shape[-1])
+    copies = x.contiguous(), up.contiguous()
+    assert torch.equal(swiglu(x, up), swiglu(*copies))
+    for got, expected in zip(
+        rms_norm(x, weight, up), rms_norm(copies[0], weight, copies[1]), strict=True
+    ):
+        assert torch.equal(got, expected)
+
+
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize(
     ("length", "width", "keys"),
@@ -136,6 +160,15 @@ def test_threads_change_nothing(op, dtype, two_threads):
         assert torch.equal(call(), alone)
 
 
+def test_python_threads_do_not_share_scratch():
+    cases = [attention_case(2, 4, 2, 9 + i, 64, 300, torch.bfloat16) for i in range(4)]
+    alone = [cached_attention(*case) for case in cases]
+    with ThreadPoolExecutor(4) as pool:
+        for _ in range(20):
+            together = pool.map(lambda case: cached_attention(*case), cases)
+            assert all(torch.equal(a, b) for a, b in zip(together, alone, strict=True))
+
+
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("length", [1, 9, 70])
 def test_rows_and_queries_do_not_see_their_neighbours(length, dtype, device):
@@ -161,12 +194,14 @@ def test_no_keys_give_zeros(device):
 
 
 def test_large_scores_neither_overflow_nor_vanish(device):
+    """Whole numbers, so that scores of thousands are exact in any order of summation."""
     q, k_cache, v_cache, segments = attention_case(1, 2, 2, 4, 64, 200, torch.float32)
+    q, k_cache = (100 * q).round(), k_cache.round()
     expected = cached_attention_ref(
-        *(x.double() for x in (1000 * q, k_cache, v_cache)), segments, scale=1.0
+        q.double(), k_cache.double(), v_cache.double(), segments, scale=1.0
     )
-    out = cached_attention(1000 * q, k_cache, v_cache, segments, scale=1.0)
-    torch.testing.assert_close(out.double(), expected, rtol=1e-4, atol=1e-5)
+    out = cached_attention(q, k_cache, v_cache, segments, scale=1.0)
+    torch.testing.assert_close(out.double(), expected, rtol=1e-5, atol=1e-5)
 
 
 def test_nan_stays_where_it_is(device):
@@ -203,47 +238,6 @@ def test_rounding_to_bfloat16_is_that_of_torch(device):
     assert torch.equal(cache.view(torch.int16), v.bfloat16().view(torch.int16))
 
 
-@pytest.mark.parametrize("dtype", [torch.float16, torch.float64])
-def test_reference_serves_other_dtypes_and_cpp_refuses_them(dtype):
-    x, weight, _ = norm_case(3, 8, dtype)
-    assert torch.equal(rms_norm(x, weight), rms_norm_ref(x, weight))
-    with use_backend("cpp"), pytest.raises(ValueError, match=rf"^rms_norm: .*computes .*{dtype}"):
-        rms_norm(x, weight)
-
-
-def test_reference_serves_what_autograd_records_and_cpp_refuses_it():
-    x, weight = torch.randn(3, 8), torch.randn(8, requires_grad=True)
-    assert rms_norm(x, weight).requires_grad
-    with use_backend("cpp"):
-        with pytest.raises(ValueError, match=r"^rms_norm: .*no backward"):
-            rms_norm(x, weight)
-        with torch.no_grad():
-            assert not rms_norm(x, weight).requires_grad
-        with torch.inference_mode():
-            rms_norm(x, weight)
-
-
-def test_a_tensor_elsewhere_is_refused():
-    with pytest.raises(ValueError, match=r"^weight: expected on cpu, got on meta"):
-        rms_norm(torch.ones(3, 8), torch.ones(8, device="meta"))
-    with pytest.raises(ValueError, match=r"^up: expected on cpu, got on meta"):
-        swiglu(torch.ones(3, 8), torch.ones(3, 8, device="meta"))
-
-
-def test_instruction_sets():
-    names = ["baseline", "avx2", "avx512", "avx512_bf16"]
-    assert _C.isas() == names[: len(_C.isas())]
-    assert _C.isa() == _C.isas()[-1]
-    try:
-        _C.set_isa("baseline")
-        assert _C.isa() == "baseline"
-    finally:
-        _C.set_isa(names[len(_C.isas()) - 1])
-    with pytest.raises(ValueError, match="no instruction set 'sse9'"):
-        _C.set_isa("sse9")
-    assert _C.isa() == _C.isas()[-1]
-
-
 def test_cpp_refuses_what_it_cannot_serve():
     case = rope_case(2, 4, 2, 5, 16, torch.float32)
     cache = case["cache"]
@@ -263,58 +257,3 @@ def test_cpp_refuses_what_it_cannot_serve():
     q, _, _, segments = attention_case(1, 2, 2, 1, 16, 20, torch.float32)
     with pytest.raises(ValueError, match="elements apart"):
         cached_attention(q, *torch.randn(2, 1, 2, 29, 32)[..., ::2], segments)
-
-
-NORM_ARGUMENTS = {
-    **dict.fromkeys(("x", "weight", "y"), 64),
-    **dict.fromkeys(("residual", "s", "stride_residual", "dtype", "weight_dtype"), 0),
-    "rows": 1,
-    "width": 4,
-    "stride_x": 4,
-    "eps": 1e-6,
-}
-SWIGLU_ARGUMENTS = {
-    **dict.fromkeys(("gate", "up", "y"), 64),
-    "rows": 1,
-    "width": 4,
-    "stride_gate": 4,
-    "stride_up": 4,
-    "dtype": 0,
-}
-
-
-@pytest.mark.parametrize(
-    ("op", "change", "message"),
-    [
-        ("rms_norm", {"rows": -1}, "rows -1"),
-        ("rms_norm", {"width": -4}, "width -4"),
-        ("rms_norm", {"y": 0}, "y "),
-        ("rms_norm", {"residual": 64}, "residual "),
-        ("rms_norm", {"dtype": 7}, "dtype 7"),
-        ("rms_norm", {"weight_dtype": -1}, "dtype -1"),
-        ("swiglu", {"rows": -1}, "rows -1"),
-        ("swiglu", {"up": 0}, "up "),
-        ("swiglu", {"dtype": 2}, "dtype 2"),
-    ],
-)
-def test_bindings_check_before_they_touch_memory(op, change, message):
-    """Address 64 holds nothing: a kernel that went on would crash."""
-    arguments = {"rms_norm": NORM_ARGUMENTS, "swiglu": SWIGLU_ARGUMENTS}[op]
-    with pytest.raises(ValueError, match=rf"{op}\.cpp:\d+: .*{message}|dtype\.h:\d+: .*{message}"):
-        getattr(_C, op)(**(arguments | change))
-
-
-@pytest.mark.parametrize(
-    "pairs",
-    [[[0, 5], [4, 2]], [[20, 4], [0, 1]], [[-1, 3], [5, 1]], [[3, -1], [5, 1]]],
-    ids=["overlap", "beyond the capacity", "before the cache", "negative length"],
-)
-def test_attention_binding_checks_segments(pairs):
-    q, cache = torch.zeros(1, 1, 1, 8), torch.zeros(1, 1, 23, 8)
-    segments = torch.tensor([pairs], dtype=torch.int32)
-    with pytest.raises(ValueError, match=r"cached_attention\.cpp:\d+: .*segments\[0\]"):
-        _C.cached_attention(
-            *(q.shape, cache.shape, 0, q.data_ptr(), q.stride()),
-            *(cache.data_ptr(), cache.stride(), cache.data_ptr(), cache.stride()),
-            *(segments.data_ptr(), 2, 1.0, q.data_ptr(), q.stride()),
-        )

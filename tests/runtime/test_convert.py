@@ -23,7 +23,6 @@ from videoar.runtime.convert import convert_infinity_vae, infinity_config, match
 from videoar.runtime.errors import CheckpointError
 from videoar.runtime.media import read_video, write_video
 from videoar.runtime.model_folder import load_tokenizer
-from videoar.runtime.schedule import default_sizes
 from videoar.runtime.video_tokenizer import VideoTokenizer
 
 # The narrowest network that GroupNorm's 32 groups allow; d is a public one.
@@ -244,32 +243,35 @@ class TestNumerics:
         shapes = public_shapes(D, CHANNELS).values()
         assert kernels == sum(shape[2:] == (3, 3) for shape in shapes)
 
-    def test_one_frame_of_the_inflated_model_is_the_2d_model(self, folders: dict[str, Path]):
-        """In float64, because added zeros may change the order of a sum and so its last bit."""
-        flat, deep = (load_tokenizer(folders[form]).double() for form in ("2d", "3d"))
-        image, close = picture().double(), {"atol": 1e-12, "rtol": 1e-12}
+    @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+    def test_one_frame_of_the_inflated_model_is_the_2d_model(
+        self, folders: dict[str, Path], dtype: torch.dtype
+    ):
+        """Bit for bit: the padding in front takes no part in the sums."""
+        flat, deep = (load_tokenizer(folders[form], dtype=dtype) for form in ("2d", "3d"))
+        image = picture().to(dtype)
         latents = flat.encode(image)
-        torch.testing.assert_close(deep.encode(image), latents, **close)
-        torch.testing.assert_close(deep.decode(latents), flat.decode(latents), **close)
-        bits = [m.quantize(m.encode(image).float(), default_sizes(2, 3)).bits for m in (flat, deep)]
-        assert torch.equal(*bits)
+        assert torch.equal(deep.encode(image), latents)
+        pixels = flat.decode(latents)
+        assert torch.equal(deep.decode(latents), pixels)
+        # A stream starts in the same way.
+        assert torch.equal(deep.encoder.step(image, None)[0], latents)
+        assert torch.equal(deep.decoder.step(latents, None)[0], pixels)
 
-    def test_a_stream_starts_with_the_2d_model(self, folders: dict[str, Path]):
-        flat, deep = (load_tokenizer(folders[form]).double() for form in ("2d", "3d"))
-        image, close = picture().double(), {"atol": 1e-12, "rtol": 1e-12}
-        latents, state = deep.encoder.step(image, None)
-        torch.testing.assert_close(latents, flat.encode(image), **close)
-        pixels, decoder_state = deep.decoder.step(latents, None)
-        torch.testing.assert_close(pixels, flat.decode(latents), **close)
-        # And goes on as the whole clip does: 4 frames to a latent frame, and back.
+    def test_a_stream_goes_on_as_the_whole_clip(self, folders: dict[str, Path]):
+        model, image = load_tokenizer(folders["3d"]).double(), picture().double()
+        # 4 frames to a latent frame, and back.
         clip = torch.cat([image, image.flip(-1).expand(-1, -1, 4, -1, -1)], dim=2)
-        following, _ = deep.encoder.step(clip[:, :, 1:], state)
-        whole = deep.encode(clip)
-        torch.testing.assert_close(torch.cat([latents, following], 2), whole, **close)
-        pixels_4, _ = deep.decoder.step(following, decoder_state)
-        decoded = torch.cat([pixels, pixels_4], 2)
+        whole = model.encode(clip)
+        first, state = model.encoder.step(image, None)
+        second, _ = model.encoder.step(clip[:, :, 1:], state)
+        close = {"atol": 1e-12, "rtol": 1e-12}
+        torch.testing.assert_close(torch.cat([first, second], 2), whole, **close)
+        pixels, state = model.decoder.step(first, None)
+        others, _ = model.decoder.step(second, state)
+        decoded = torch.cat([pixels, others], 2)
         assert decoded.shape == clip.shape
-        torch.testing.assert_close(decoded, deep.decode(whole), **close)
+        torch.testing.assert_close(decoded, model.decode(whole), **close)
 
 
 class RunsCode:
@@ -521,6 +523,24 @@ class TestCommands:
         assert main([*map(str, words), *more.split()]) == 2
         assert message in capsys.readouterr().err
         assert not (tmp_path / "a.png").exists()
+
+    def test_a_whole_model_at_another_size(self, tiny_folder: Path, tmp_path: Path, capsys):
+        source = write_video(tmp_path / "in.png", moving_bar(1, 40, 40))
+        words = ["reconstruct", source, "-o", tmp_path / "a.png", "--model", tiny_folder, "--json"]
+        # 8 bits a token; 16x16 pixels are 2x2 cells: the model's scales, given ones, the default.
+        for more, side, tokens in (("16", 16, 5), ("16 --sizes=2", 16, 4), ("32", 32, 30)):
+            assert main([*map(str, words), "--size", *more.split()]) == 0
+            facts = json.loads(capsys.readouterr().out)
+            assert (facts["height"], facts["width"]) == (side, side)
+            assert facts["bits_per_pixel"] == pytest.approx(tokens * 8 / side**2)
+
+    def test_no_tokenizer_folder(self, tiny_folder: Path, tmp_path: Path, capsys):
+        source = write_video(tmp_path / "in.png", moving_bar(1, 16, 16))
+        words = ["reconstruct", source, "-o", tmp_path / "a.png", "--model"]
+        assert main([*map(str, words), str(tiny_folder / "transformer")]) == 1
+        assert 'format: "videoar-video_tokenizer-1" is needed' in capsys.readouterr().err
+        assert main([*map(str, words), str(tmp_path)]) == 1
+        assert "model_index.json: does not exist" in capsys.readouterr().err
 
     def test_errors_are_one_line(self, tmp_path: Path, capsys):
         words = ["convert", "infinity-vae", str(tmp_path / "no.pth"), str(tmp_path / "out")]

@@ -12,10 +12,12 @@ import torch
 from videoar.runtime.errors import NumericalError
 from videoar.runtime.executor import ModelExecutor, make_executor
 from videoar.runtime.job import Job
-from videoar.runtime.packed import PackedLinear, can_pack, pack_linears
+from videoar.runtime.packed import can_pack, pack_linears
 from videoar.runtime.pipeline import VideoAR
+from videoar.runtime.presets import PRESETS
 from videoar.runtime.requests import make_job
 from videoar.runtime.sampling import decode_frame, prepare, set_guidance
+from videoar.runtime.transformer import Transformer
 
 PROMPT = "a red 3 moving left"
 
@@ -160,26 +162,29 @@ def test_bad_settings(model: VideoAR, settings: dict[str, int]) -> None:
         make_executor(model, **settings)
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
 def test_packed_layers_compute_and_save_the_same(dtype: torch.dtype) -> None:
-    if not can_pack(dtype):
-        pytest.skip(f"no packed products of {dtype} on this processor")
+    config = PRESETS["digits"].transformer
     torch.manual_seed(0)
-    layer = torch.nn.Sequential(torch.nn.Linear(48, 130, bias=False)).to(dtype)
-    before = {name: value.clone() for name, value in layer.state_dict().items()}
-    x = torch.randn(2, 17, 48, dtype=dtype)
-    expected = layer(x).detach()
-    pack_linears(layer)
-    assert isinstance(layer[0], PackedLinear)
-    with torch.inference_mode():
-        torch.testing.assert_close(layer(x), expected)
-    after = layer.state_dict()
+    layers = Transformer(config).to(dtype).layers.requires_grad_(False)
+    before = {name: value.clone() for name, value in layers.state_dict().items()}
+    x = torch.randn(2, 17, config.width, dtype=dtype)
+    mlp, attention = layers[0].mlp, layers[0].self_attn
+    expected = [layer(x) for layer in (attention.k_proj, attention.o_proj, mlp)]
+    pack_linears(layers)
+    products = {module.product for module in layers.modules() if hasattr(module, "product")}
+    assert len(products) == 4 * config.layers
+    assert any(product.packed for product in products) == can_pack(dtype)
+    got = [layer(x) for layer in (attention.k_proj, attention.o_proj, mlp)]
+    for one, other in zip(got, expected, strict=True):
+        torch.testing.assert_close(one, other)
+    after = layers.state_dict()
     assert before.keys() == after.keys()
     assert all(torch.equal(before[name], after[name]) for name in before)
     with pytest.raises(RuntimeError, match="new model"):
-        layer.load_state_dict(before)
+        layers.load_state_dict(before)
     with pytest.raises(RuntimeError, match="load the model anew"):
-        layer.to(torch.float64)
+        layers.to(torch.float64)
 
 
 def test_unguided_needs_no_second_row(model: VideoAR) -> None:

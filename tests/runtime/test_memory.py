@@ -43,8 +43,8 @@ def test_packing_holds_one_layer_twice(monkeypatch: pytest.MonkeyPatch) -> None:
     alive = []
 
     class Counted(packed.PackedLinear):
-        def __init__(self, linear: nn.Linear) -> None:
-            super().__init__(linear)
+        def __init__(self, product: packed.Product, index: int) -> None:
+            super().__init__(product, index)
             alive.append(sum(weight() is not None for weight in plain))
 
     monkeypatch.setattr(packed, "PackedLinear", Counted)

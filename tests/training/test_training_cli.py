@@ -20,10 +20,12 @@ from videoar.runtime.presets import DIGITS_TOKENIZER, DIGITS_TRANSFORMER
 from videoar.runtime.transformer import Transformer
 from videoar.runtime.video_tokenizer import VideoTokenizer
 from videoar.training import train_judge, train_tokenizer, train_transformer
+from videoar.training.adversarial import GanConfig
 from videoar.training.cli import add_eval, add_train
 from videoar.training.cli_flags import LazyParser, described, field_help
 from videoar.training.cli_train import _run_config
 from videoar.training.corruption import FlipConfig
+from videoar.training.perceptual import PerceptualConfig
 from videoar.training.run import OptimConfig
 from videoar.training.train_judge import JudgeTraining
 from videoar.training.train_tokenizer import TokenizerTraining
@@ -34,6 +36,7 @@ TRAININGS = {
     "transformer": TransformerTraining,
     "judge": JudgeTraining,
 }
+NESTED = {"flip": FlipConfig, "gan": GanConfig, "perceptual": PerceptualConfig}
 SMALL_TRANSFORMER = replace(DIGITS_TRANSFORMER, layers=1, width=64, heads=1, kv_heads=1)
 
 
@@ -84,9 +87,9 @@ def test_every_flag_has_a_help_text():
         assert "--" in parser.format_help()
 
 
-@pytest.mark.parametrize("cls", [*TRAININGS.values(), FlipConfig, OptimConfig])
+@pytest.mark.parametrize("cls", [*TRAININGS.values(), *NESTED.values(), OptimConfig])
 def test_every_field_is_described(cls):
-    nested = ("optim", "flip", "steps", "learning_rate", "warmup")
+    nested = ("optim", *NESTED, "steps", "learning_rate", "warmup")
     for field in fields(cls):
         if field.name not in nested:
             assert field_help(cls, field.name) != field.name.replace("_", " "), field.name
@@ -100,8 +103,8 @@ def test_every_field_is_a_flag(kind):
         names -= {"optim"}
         stage = {"steps", "learning_rate", "warmup"}
         names |= {f"optim-{field.name}" for field in fields(OptimConfig) if field.name not in stage}
-    if "flip" in names:
-        names = names - {"flip"} | {f"flip-{field.name}" for field in fields(FlipConfig)}
+    for name in NESTED.keys() & names:
+        names = names - {name} | {f"{name}-{field.name}" for field in fields(NESTED[name])}
     assert {"--" + name.replace("_", "-") for name in names} <= flags
 
 
@@ -132,9 +135,16 @@ def test_descriptions_come_from_the_docstring():
 
 def test_flags_become_the_config():
     words = "--image-steps 5 --entropy 0.1 --optim-weight-decay 0.2 --optim-betas 0.8 0.9"
+    words += " --gan-weight 0.1 --gan-adaptive --perceptual-path vgg.safetensors"
     args = parse("train", "tokenizer", "--out", "x", *words.split())
     optim = {"weight_decay": 0.2, "betas": (0.8, 0.9)}
-    expected = TokenizerTraining(image_steps=5, entropy=0.1, optim=optim)
+    expected = TokenizerTraining(
+        image_steps=5,
+        entropy=0.1,
+        gan=GanConfig(weight=0.1, adaptive=True),
+        perceptual=PerceptualConfig(path="vgg.safetensors"),
+        optim=optim,
+    )
     assert _run_config(args, TokenizerTraining) == expected
 
 
