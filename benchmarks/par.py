@@ -18,7 +18,7 @@ from videoar.benchmarks.par_model import ParTransformer
 from videoar.benchmarks.par_sampling import ParSampling
 from videoar.benchmarks.par_state import ParState, decode_step, kind_of
 from videoar.runtime.errors import NumericalError
-from videoar.runtime.packed import can_pack, pack_linears
+from videoar.runtime.packed import pack_linears
 
 __all__ = ["PAR_PRESETS", "Par", "ParConfig", "ParSampling", "ParTransformer", "describe"]
 
@@ -26,8 +26,8 @@ __all__ = ["PAR_PRESETS", "Par", "ParConfig", "ParSampling", "ParTransformer", "
 class Par:
     """A PAR model with the memory to decode `slots` clips at a time.
 
-    On a CPU the linear layers of `transformer` are packed in place. With one slot there, a result
-    is the same whatever else was asked for; more slots share their products' rows.
+    The linear layers of `transformer` are packed in place. With one slot on a CPU, a result is the
+    same whatever else was asked for; more slots share their products' rows.
     """
 
     def __init__(self, transformer: ParTransformer, *, slots: int = 1) -> None:
@@ -37,8 +37,7 @@ class Par:
         weight = transformer.embed_tokens.weight
         self.state = ParState.create(self.config, slots, weight.dtype, weight.device)
         self.graphs = ParGraphs(transformer) if weight.is_cuda else None
-        if weight.device.type == "cpu" and can_pack(weight.dtype):
-            pack_linears(transformer)
+        pack_linears(transformer)
 
     @classmethod
     def random(

@@ -4,8 +4,7 @@
     code = the first c with p_0 + .. + p_c > u
 
 `keep` drops what is below the k-th largest logit, then every code whose likelier ones have a share
-of more than top_p. Both limits are found by bisection, a tenth of the time of a sort on a CPU. One
-uniform decides a token, so a result depends on no other row.
+of more than top_p. One uniform decides a token, so a result depends on no other row.
 
 Axes: R requests, L tokens of a step, V codes.
 """
@@ -85,7 +84,9 @@ def sample_codes(
         int64 `[R,L]`.
     """
     positive = temperature[:, None] > 0
-    scaled = logits / temperature.where(temperature > 0, 1)[:, None, None]
+    # Colder than this overflows, and is greedy but for ties.
+    divisor = temperature.where(temperature > 0, 1).clamp(min=1e-5)
+    scaled = logits / divisor[:, None, None]
     if top_k is not None:
         scaled = _keep(scaled, top_k, top_p)
     # In float64 thousands of sums lose nothing next to the 24 bits of the uniform.
@@ -97,30 +98,13 @@ def sample_codes(
 
 def _keep(logits: Tensor, top_k: Tensor, top_p: Tensor) -> Tensor:
     """Logits with -inf for what is dropped."""
-    order = _ordered(logits)
-    last = _limit(order, torch.ones_like(logits), top_k[:, None, None] - 0.5)
-    logits = logits.masked_fill(order < last, float("-inf"))
+    ordered = logits.sort(dim=-1, descending=True).values
+    place = (top_k - 1)[:, None, None].expand(*ordered.shape[:2], 1)
+    last_k = ordered.gather(-1, place)
+    shares = ordered.masked_fill(ordered < last_k, float("-inf")).double().softmax(-1)
+    in_front = shares.cumsum(-1) - shares
     # All shares together may be a rounding above 1.
-    share = top_p.where(top_p < 1, 2)
-    last = _limit(order, logits.softmax(-1), share[:, None, None])
-    return logits.masked_fill(order < last, float("-inf"))
-
-
-def _ordered(x: Tensor) -> Tensor:
-    """Int32 in the order of the float32 values."""
-    bits = x.view(torch.int32)
-    return bits ^ ((bits >> 31) & 0x7FFFFFFF)
-
-
-def _limit(order: Tensor, weights: Tensor, needed: Tensor) -> Tensor:
-    """The largest i whose codes with order >= i weigh more than `needed`, int32 `[R,L,1]`.
-
-    The smallest int32 where all together do not.
-    """
-    low = torch.full_like(order[..., :1], -(1 << 31), dtype=torch.int64)
-    high = -low
-    for _ in range(32):
-        middle = (low + high) >> 1
-        enough = ((order >= middle.int()) * weights).sum(-1, keepdim=True) > needed
-        low, high = middle.where(enough, low), high.where(enough, middle)
-    return low.int()
+    limit = top_p.where(top_p < 1, 2)[:, None, None]
+    count = (in_front <= limit).sum(-1, keepdim=True)
+    last_p = ordered.gather(-1, count.clamp_(min=1) - 1)
+    return logits.masked_fill(logits < torch.maximum(last_k, last_p), float("-inf"))

@@ -5,6 +5,7 @@ ring of latent frames behind it. Nothing grows; what is valid is a list of segme
 """
 
 from dataclasses import dataclass
+from functools import cached_property
 
 import torch
 from torch import Tensor
@@ -114,4 +115,9 @@ class StaticCache:
 
     def layer(self, index: int) -> tuple[Tensor, Tensor]:
         """Keys and values of one layer, `[slots,kv_heads,capacity,head_dim]` each."""
-        return self.data[0, index], self.data[1, index]
+        return self._layers[index]
+
+    @cached_property
+    def _layers(self) -> list[tuple[Tensor, Tensor]]:
+        # Made once: a decoding step asks every layer for its own.
+        return list(zip(*(part.unbind(0) for part in self.data), strict=True))

@@ -13,7 +13,7 @@ from pathlib import Path
 import av
 import numpy as np
 from av.stream import Disposition
-from av.video.reformatter import Interpolation
+from av.video.reformatter import Interpolation, VideoReformatter
 
 from videoar.runtime.errors import MediaError
 
@@ -87,10 +87,13 @@ def read_video(
         frames = islice(frames, start, stop)
         if last is not None:
             frames = deque(frames, maxlen=last)
-        converted, times, previous = [], [], None
+        converted, times, previous, scaler = [], [], None, VideoReformatter()
         for frame in frames:
             # A frame that resampling repeats need not be converted again.
-            converted.append(converted[-1] if frame is previous else to_rgb(frame, size))
+            if frame is previous:
+                converted.append(converted[-1])
+            else:
+                converted.append(to_rgb(frame, size, scaler=scaler))
             times.append(frame.time)
             previous = frame
         source_rate = 1.0 if still else _source_rate(stream, times)
@@ -108,7 +111,8 @@ def read_video(
 def fit_frames(frames: np.ndarray, size: tuple[int, int]) -> np.ndarray:
     """Frames uint8 `[T,H,W,3]` RGB scaled and cropped to `size`, as `read_video` does it."""
     pictures = (av.VideoFrame.from_ndarray(pixels, format="rgb24") for pixels in frames)
-    return np.stack([to_rgb(picture, size) for picture in pictures])
+    scaler = VideoReformatter()
+    return np.stack([to_rgb(picture, size, scaler=scaler) for picture in pictures])
 
 
 def _check_arguments(size, num_frames, fps, start, last) -> None:
@@ -275,22 +279,27 @@ def to_rgb(
     frame: av.VideoFrame,
     size: tuple[int, int] | None,
     crop: tuple[float, float] | None = None,
+    scaler: VideoReformatter | None = None,
 ) -> np.ndarray:
     """One upright frame, uint8 `[H,W,3]`, scaled to cover `size` and cropped to it.
 
     Args:
         crop: where along the stored height and width, each in [0,1). Default: the centre.
+        scaler: kept from frame to frame, as preparing one takes longer than its work.
     """
     turns = round(frame.rotation / 90) % 4
+    scale = (scaler or VideoReformatter()).reformat
     if size is None:
-        rgb = frame.reformat(format="rgb24", interpolation=Interpolation.BICUBIC.value | _ACCURATE)
+        kind = Interpolation.BICUBIC.value | _ACCURATE
+        rgb = scale(frame, format="rgb24", interpolation=kind)
         return np.ascontiguousarray(np.rot90(rgb.to_ndarray(), turns))
     target_height, target_width = size if turns % 2 == 0 else size[::-1]
     factor = max(target_height / frame.height, target_width / frame.width)
     height = max(target_height, round(frame.height * factor))
     width = max(target_width, round(frame.width * factor))
     kind = Interpolation.AREA if factor < 1 else Interpolation.BICUBIC
-    rgb = frame.reformat(width, height, "rgb24", interpolation=kind.value | _ACCURATE).to_ndarray()
+    kind = kind.value | _ACCURATE
+    rgb = scale(frame, width, height, "rgb24", interpolation=kind).to_ndarray()
     rooms = (height - target_height, width - target_width)
     places = [room // 2 for room in rooms]
     if crop is not None:

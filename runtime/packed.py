@@ -54,7 +54,8 @@ class PackedLinear(nn.Module):
         return cls(Product([linear]))
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.product(x).split(self.product.sizes, dim=-1)[self.index]
+        out, sizes = self.product(x), self.product.sizes
+        return out if len(sizes) == 1 else out.split_with_sizes(sizes, -1)[self.index]
 
     def _save_to_state_dict(self, destination: dict, prefix: str, keep_vars: bool) -> None:
         destination[prefix + "weight"] = self.product.dense()[self.index].clone()
@@ -70,11 +71,11 @@ class PackedLinear(nn.Module):
 
 def linears(x: Tensor, *layers: nn.Module) -> Sequence[Tensor]:
     """What several linear layers give for one input: one product where they are packed together."""
-    product = getattr(layers[0], "product", None)
-    shared = product is not None and len(product.sizes) == len(layers)
-    if not shared or any(getattr(layer, "product", None) is not product for layer in layers):
+    products = {getattr(layer, "product", layer) for layer in layers}
+    product = products.pop()
+    if products or not isinstance(product, Product) or len(product.sizes) != len(layers):
         return [layer(x) for layer in layers]
-    return product(x).split(product.sizes, dim=-1)
+    return product(x).split_with_sizes(product.sizes, -1)
 
 
 def can_pack(dtype: torch.dtype) -> bool:

@@ -82,7 +82,7 @@ class Attention(nn.Module):
     def forward(self, x_BLC: Tensor, positions: Tensor, plan: AttentionPlan) -> Tensor:
         config = self.config
         q, k, v = (
-            projected.unflatten(-1, (-1, config.head_dim)).transpose(1, 2)
+            projected.view(*x_BLC.shape[:2], -1, config.head_dim).transpose(1, 2)
             for projected in linears(x_BLC, self.q_proj, self.k_proj, self.v_proj)
         )
         if plan.unplaced is not None:

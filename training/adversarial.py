@@ -57,14 +57,14 @@ class GanConfig:
 
     def __post_init__(self) -> None:
         if self.loss not in LOSSES:
-            raise ValueError(f"loss: one of {LOSSES}, got {self.loss!r}")
+            raise ValueError(f"gan.loss: one of {LOSSES}, got {self.loss!r}")
         for name in ("weight", "start", "lecam"):
             if getattr(self, name) < 0:
-                raise ValueError(f"{name}: at least 0, got {getattr(self, name)}")
+                raise ValueError(f"gan.{name}: at least 0, got {getattr(self, name)}")
         if not 0 <= self.lecam_decay < 1:
-            raise ValueError(f"lecam_decay: at least 0 and below 1, got {self.lecam_decay}")
+            raise ValueError(f"gan.lecam_decay: at least 0 and below 1, got {self.lecam_decay}")
         if self.rate <= 0:
-            raise ValueError(f"rate: must be above 0, got {self.rate}")
+            raise ValueError(f"gan.rate: must be above 0, got {self.rate}")
 
 
 def discriminator_loss(real: Tensor, fake: Tensor, kind: str) -> Tensor:

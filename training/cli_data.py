@@ -15,6 +15,9 @@ if TYPE_CHECKING:
     from videoar.training.sources import SourceOf
     from videoar.training.video_folder import VideoFolder
 
+# Settings of folders that a cache has its own of, or none.
+NOT_CACHED = ("weights", "workers")
+
 
 def add_data(parser: argparse.ArgumentParser, *, cache: bool) -> None:
     """Add `--preset`, `--data`, the flags of `FolderConfig` and, with `cache`, `--cache`."""
@@ -68,9 +71,11 @@ def add_cache(kinds: Subparsers) -> None:
     """Register `videoar train cache`."""
 
     def populate(parser: LazyParser) -> None:
+        from videoar.training.folder_config import FolderConfig
         from videoar.training.write_cache import CacheConfig
 
-        add_fields(parser, CacheConfig)
+        add_fields(parser, CacheConfig, skip=("clip",))
+        add_fields(parser, FolderConfig, skip=NOT_CACHED)
 
     text = "encode a folder of videos to token shards, to train the transformer without encoding"
     more = "Stopped half-way it goes on where it was; finished shards are kept."
@@ -87,35 +92,28 @@ def add_cache(kinds: Subparsers) -> None:
     parser.add_argument("--preset", default="digits", metavar="NAME", help=text)
     text = "frames a clip, 1 for pictures (default: the preset's)"
     parser.add_argument("--num-frames", type=int, metavar="N", help=text)
-    text = "list of the files to use, such as UCF-101's trainlist01.txt (default: all)"
-    parser.add_argument("--split", metavar="FILE", help=text)
-    text = "the classes' numbers, such as UCF-101's classInd.txt (default: sorted by name)"
-    parser.add_argument("--class-index", metavar="FILE", help=text)
-    text = "where the folder's scan is kept (default: in the folder)"
-    parser.add_argument("--index", metavar="FILE", help=text)
 
 
 def _train_cache(args: argparse.Namespace) -> None:
-    from dataclasses import replace
-
     from videoar.runtime.model_folder import load_tokenizer
     from videoar.runtime.presets import preset
+    from videoar.training.folder_config import FolderConfig
     from videoar.training.token_cache import TokenCache
-    from videoar.training.video_folder import Bucket, VideoFolder
+    from videoar.training.video_folder import Bucket
     from videoar.training.write_cache import CacheConfig, write_cache
 
-    config, model = CacheConfig(**values_of(args, CacheConfig)), preset(args.preset)
-    if not hasattr(args, "clip_fps"):
-        config = replace(config, clip=replace(config.clip, fps=model.fps))
+    model = preset(args.preset)
+    given = FolderConfig(**values_of(args, FolderConfig, skip=NOT_CACHED))
+    config = CacheConfig(**values_of(args, CacheConfig, skip=("clip",)), clip=given.clip(model))
     frames = model.num_frames if args.num_frames is None else args.num_frames
-    tokenizer = load_tokenizer(args.tokenizer)
     bucket = Bucket(frames=frames, height=model.height, width=model.width)
-    paths = {"split": args.split, "class_index": args.class_index, "index": args.index}
-    folder = VideoFolder(Path(args.data), **{k: v and Path(v) for k, v in paths.items()})
+    tokenizer = load_tokenizer(args.tokenizer)
+    folder = given.scan(args.data)
     print_scan(folder)
-    broken = write_cache(Path(args.out), folder, tokenizer, model.transformer.sizes, bucket, config)
-    count = len(TokenCache(Path(args.out), tokenizer))
-    print(f"{args.out}: {count} clips of {bucket}, {len(broken)} files could not be decoded")
+    out = Path(args.out)
+    broken = write_cache(out, folder, tokenizer, model.transformer.sizes, bucket, config)
+    count = len(TokenCache(out, tokenizer).rows)
+    print(f"{out}: {count} clips of {bucket}, {len(broken)} files could not be decoded")
 
 
 def print_scan(folder: "VideoFolder") -> None:

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import av
 import numpy as np
+from av.video.reformatter import VideoReformatter
 
 from videoar.runtime.errors import MediaError
 from videoar.runtime.media_read import frame_time, is_still, open_media, resampled, to_rgb
@@ -32,10 +33,10 @@ class MediaInfo:
     duration: float
 
     def ticks(self, fps: float | None) -> int:
-        """Frames that the file gives at a rate (None: its own); a picture gives one."""
+        """Frames that the file gives at least at a rate (None: its own); a picture gives one."""
         if not self.duration or fps is None:
             return self.frames
-        # A float product a hair below the half must not promise a frame that is not there.
+        # Rounding of the product must not promise a frame that is not there.
         return max(1, floor(self.duration * fps + 0.5 - 1e-6))
 
 
@@ -117,10 +118,12 @@ def read_clip(
     if len(frames) < num_frames:
         found = start + len(frames) if frames else f"at most {start}"
         raise MediaError(f"{path}: {num_frames} frames from {start} asked for, {found} are there")
-    converted, previous = [], None
+    converted: list[np.ndarray] = []
+    previous, scaler = None, VideoReformatter()
     for frame in frames:
         # A frame that resampling repeats need not be converted again.
-        converted.append(converted[-1] if frame is previous else to_rgb(frame, size, crop))
+        same = frame is previous
+        converted.append(converted[-1] if same else to_rgb(frame, size, crop, scaler))
         previous = frame
     clip = np.stack(converted)
     return np.ascontiguousarray(clip[:, :, ::-1]) if mirror else clip

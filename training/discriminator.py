@@ -9,6 +9,8 @@ mix images with videos and depend on how a batch is spread over devices; spectra
 keeps an iterate that every forward pass moves, and the smoothness it is used for is LeCAM's part.
 """
 
+from itertools import pairwise
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -65,7 +67,7 @@ class Discriminator(nn.Module):
         if channels < 1 or channels % GROUPS:
             raise ValueError(f"channels: a multiple of {GROUPS}, got {channels}")
         widths = [3] + [channels * min(2**i, 8) for i in range(layers + 1)]
-        pairs = list(zip(widths[:-1], widths[1:], strict=True))
+        pairs = list(pairwise(widths))
         self.convs = nn.ModuleList(TimeConv(a, b, 4, 2) for a, b in pairs[:-1])
         self.convs.append(TimeConv(*pairs[-1], 3, 1))
         self.norms = nn.ModuleList(FrameNorm(GROUPS, width) for width in widths[2:])

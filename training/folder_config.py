@@ -44,6 +44,13 @@ class FolderConfig:
         fps = model.fps if self.fps is None else self.fps
         return ClipConfig(fps=fps, crop=self.crop, mirror=self.mirror)
 
+    def scan(self, path: str | Path) -> VideoFolder:
+        """The folder at `path`, with its labels; errors as `VideoFolder` has them."""
+        names = ("split", "class_index", "index")
+        options = {name: getattr(self, name) for name in names}
+        given = {name: Path(value) for name, value in options.items() if value}
+        return VideoFolder(Path(path), **given)
+
 
 def folder_sources(
     paths: Sequence[str],
@@ -64,10 +71,7 @@ def folder_sources(
     """
     if len(paths) > 1 and (config.split or config.class_index or config.index):
         raise ValueError(f"split, class_index, index: are of one folder, got {len(paths)} folders")
-    names = ("split", "class_index", "index")
-    options = {name: getattr(config, name) for name in names}
-    options = {name: Path(value) for name, value in options.items() if value}
-    folders = [VideoFolder(Path(path), **options) for path in paths]
+    folders = [config.scan(path) for path in paths]
     for folder in folders:
         report(folder)
         if tokenizer is not None:
@@ -155,10 +159,8 @@ def cache_sources(
         pairs = list(zip(caches, weights, strict=True))
         long = [pair for pair in pairs if pair[0].plan.latent_frames >= frames]
         if not long:
-            text = f"no cache has clips of {shape.frames} frames"
-            raise ValueError(
-                f"--cache: {text}, the longest {max(c.plan.num_frames for c in caches)}"
-            )
+            longest = max(cache.plan.num_frames for cache in caches)
+            raise ValueError(f"--cache: {shape.frames} frames needed, the longest has {longest}")
         return CacheSource(long, shape.batch, seed, frames=frames)
 
     source_of([Shape(frames=model.num_frames, batch=1)], 0)

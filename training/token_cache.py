@@ -4,7 +4,7 @@ config.json           what the cache holds: the fields of `CachePlan`
 shard-00000.safetensors ...
     words    int32 [n,t,N,W], the bits of all scales, packed (`kernels/pack_bits.py`)
     latents  float16 [n,d,t,h,w], what the bits were made of; left out on demand
-    metadata: number of the shard, one object a row: file, epoch, caption, class; failed files
+    metadata: "content", JSON: which shard of which plan, one object a row, failed files
 
 Bits alone are exact as targets, but the self-correcting targets behind a flipped bit follow from
 the residual (arXiv 2601.05966, Eq. 8), which the bits do not tell: for those there are latents.
@@ -182,14 +182,14 @@ def read_shard(
     path = shard_path(folder, number)
     try:
         with safe_open(path, framework="pt") as file:
-            metadata = file.metadata() or {}
+            content = json.loads(file.metadata()["content"])
             tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
-        rows, failed = json.loads(metadata["rows"]), json.loads(metadata["failed"])
-    except (OSError, SafetensorError, KeyError, ValueError) as error:
+        name, rows, failed = content["shard"], content["rows"], content["failed"]
+    except (OSError, SafetensorError, KeyError, TypeError, ValueError) as error:
         raise CheckpointError(f"{path}: no readable shard ({error})") from error
     expected = shard_shapes(plan, len(rows))
     found = {name: (tensor.dtype, list(tensor.shape)) for name, tensor in tensors.items()}
-    if metadata.get("shard") != shard_name(plan, number) or found != expected:
+    if name != shard_name(plan, number) or found != expected:
         raise CheckpointError(f"{path}: is not shard {number} of this cache")
     return tensors, rows, failed
 

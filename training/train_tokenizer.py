@@ -197,7 +197,8 @@ def _stage(
     others = {} if adversary is None else {"adversary": adversary.learner(optim)}
     run = Run(folder, model, optim, f"tokenizer {folder.name}", others=others)
     if perceptual is None:
-        run.note("perceptual term off: no weights of a feature network given")
+        why = "its weight is 0" if config.perceptual.path else "no feature network given"
+        run.note(f"perceptual term off: {why}")
 
     def loss_of(draw: int) -> tuple[Tensor, dict[str, float]]:
         step = draw // optim.accumulate - continuous_steps

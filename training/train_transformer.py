@@ -202,6 +202,12 @@ class _DigitLatents(Source):
         }
 
 
+def draw_generator(seed: int, draw: int) -> torch.Generator:
+    """The random numbers of one batch. torch's CPU generator looks at 32 bits of a seed only."""
+    (word,) = np.random.SeedSequence([seed, draw]).generate_state(1)
+    return torch.Generator().manual_seed(int(word))
+
+
 def train_transformer(
     folder: Path,
     tokenizer: VideoTokenizer,
@@ -234,7 +240,7 @@ def train_transformer(
             run = Run(folder / name, model, optim, f"transformer, {name}s")
 
             def loss_of(draw: int) -> tuple[Tensor, dict[str, float]]:
-                generator = torch.Generator().manual_seed(seed * 2**32 + draw)
+                generator = draw_generator(seed, draw)
                 sample = source.batch(draw)
                 conditions = sample["captions" if architecture.condition == "text" else "classes"]
                 make, tokens = make_clean_batch, sample.get("bits")

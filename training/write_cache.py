@@ -125,8 +125,7 @@ def write_cache(
     plan = _plan(views, tokenizer, sizes)
     try:
         Path(out).mkdir(parents=True, exist_ok=True)
-        _settle(Path(out), plan)
-        return _write_shards(Path(out), plan, views, tokenizer)
+        return _write_shards(Path(out), _settle(Path(out), plan), views, tokenizer)
     except (OSError, SafetensorError) as error:
         raise CheckpointError(f"{out}: could not be written ({error})") from error
 
@@ -158,21 +157,25 @@ def _plan(views: _Views, tokenizer: VideoTokenizer, sizes: Sizes) -> CachePlan:
     )
 
 
-def _settle(out: Path, plan: CachePlan) -> None:
-    """Write the plan into an empty folder, or make sure that it is the one that is there."""
+def _settle(out: Path, plan: CachePlan) -> CachePlan:
+    """Write the plan into an empty folder, or make sure that it is the one that is there.
+
+    Returns:
+        The plan as it is read back: shards are named after that.
+    """
     if not (out / CONFIG_NAME).exists():
         if any(not path.name.startswith(".") for path in out.iterdir()):
             raise ValueError(f"{out}: holds something else than a token cache")
         unfinished = out / f".{CONFIG_NAME}.{os.getpid()}.tmp"
         unfinished.write_text(config_text(COMPONENT, plan), encoding="utf-8")
         os.replace(unfinished, out / CONFIG_NAME)
-        return
     there = read_config(out, CachePlan, component=COMPONENT)
     for field_ in fields(CachePlan):
         old, new = getattr(there, field_.name), getattr(plan, field_.name)
         if old != new:
             text = f"the cache there has {old}, this one would have {new}; give another folder"
             raise ValueError(f"{out / CONFIG_NAME}: {field_.name}: {text}")
+    return there
 
 
 def _write_shards(
@@ -231,8 +234,9 @@ def _write_shard(
         name: torch.cat([torch.empty([0, *shape[1:]], dtype=dtype), *parts[name]]).contiguous()
         for name, (dtype, shape) in shard_shapes(plan, 0).items()
     }
-    metadata = {"shard": shard_name(plan, number)}
-    metadata |= {"rows": json.dumps(rows), "failed": json.dumps(broken)}
+    # Safetensors writes several entries in any order; one gives the same bytes every time.
+    content = {"shard": shard_name(plan, number), "failed": broken, "rows": rows}
+    metadata = {"content": json.dumps(content)}
     path = shard_path(out, number)
     unfinished = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     save_file(tensors, unfinished, metadata=metadata)

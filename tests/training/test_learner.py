@@ -1,5 +1,6 @@
 """Steps of a learner and of a run: accumulation, clipping, bad numbers, and several networks."""
 
+import json
 from pathlib import Path
 
 import pytest
@@ -46,7 +47,7 @@ def test_clipping_scales_the_moments() -> None:
 
 
 def test_accumulated_batches_are_one_large_batch(tmp_path: Path) -> None:
-    def fit(name: str, accumulate: int) -> nn.Linear:
+    def fit(name: str, accumulate: int) -> tuple[nn.Linear, list[dict[str, float]]]:
         module = make_line()
         optim = OptimConfig(steps=4, warmup=0, learning_rate=0.1, accumulate=accumulate)
 
@@ -56,10 +57,16 @@ def test_accumulated_batches_are_one_large_batch(tmp_path: Path) -> None:
             x = torch.cat([make_batch(i) for i in draws])
             return (module(x) - x[:, :2]).square().mean(), {}
 
-        train(Run(tmp_path / name, module, optim, name), loss_of)
-        return module
+        train(Run(tmp_path / name, module, optim, name), loss_of, log_every=1)
+        lines = (tmp_path / name / "log.jsonl").read_text().splitlines()
+        return module, [json.loads(line) for line in lines]
 
-    torch.testing.assert_close(fit("one", 1).weight, fit("three", 3).weight, rtol=1e-4, atol=1e-6)
+    (one, lines), (three, others) = fit("one", 1), fit("three", 3)
+    torch.testing.assert_close(one.weight, three.weight, rtol=1e-4, atol=1e-6)
+    # Adam would not see a wrong scale, the norm does.
+    for name in ("loss", "norm"):
+        expected = [line[name] for line in lines]
+        assert [line[name] for line in others] == pytest.approx(expected, rel=1e-4, abs=2e-6)
 
 
 def test_a_bad_gradient_changes_nothing(tmp_path: Path) -> None:

@@ -73,7 +73,7 @@ def leaf(name: str) -> argparse.ArgumentParser:
 
 
 def test_commands():
-    kinds = {"train": ("tokenizer", "transformer", "judge", "export")}
+    kinds = {"train": ("tokenizer", "cache", "transformer", "judge", "export")}
     kinds |= {"eval": ("prompts", "continuation", "tokenizer")}
     expected = {f"videoar {name} {kind}" for name in kinds for kind in kinds[name]}
     assert set(leaves(make_parser())) == expected
