@@ -17,6 +17,7 @@ from videoar.benchmarks.par_import import import_public
 from videoar.benchmarks.par_model import ParTransformer
 from videoar.benchmarks.par_sampling import ParSampling
 from videoar.benchmarks.par_state import ParState, decode_step, kind_of
+from videoar.runtime.cpu_layers import CpuLayers
 from videoar.runtime.errors import NumericalError
 from videoar.runtime.packed import pack_linears
 
@@ -38,6 +39,9 @@ class Par:
         self.state = ParState.create(self.config, slots, weight.dtype, weight.device)
         self.graphs = ParGraphs(transformer) if weight.is_cuda else None
         pack_linears(transformer)
+        self.layers = None
+        if CpuLayers.serves(transformer):
+            self.layers = CpuLayers(transformer, len(self.state.classes) * self.config.group)
 
     @classmethod
     def random(
@@ -172,7 +176,7 @@ class Par:
         if self.graphs is not None:
             self.graphs.step(state, kind, filtered)
         else:
-            decode_step(self.transformer, state, kind, filtered=filtered)
+            decode_step(self.transformer, state, kind, filtered=filtered, layers=self.layers)
 
     def codes(self, state: ParState) -> Tensor:
         """Codes of the clips, `[slots, frames, height, width]`, when they are computed."""

@@ -16,6 +16,7 @@ from videoar.benchmarks.par_model import ParTransformer
 from videoar.benchmarks.par_sampling import guide, sample_codes
 from videoar.kernels.philox import philox_uniform
 from videoar.runtime.cache import CacheLayout, StaticCache
+from videoar.runtime.sampling import Layers
 from videoar.runtime.schedule import ChunkSchedule
 from videoar.runtime.transformer import AttentionPlan
 
@@ -149,7 +150,12 @@ class ParState:
 
 @torch.inference_mode()
 def decode_step(
-    model: ParTransformer, state: ParState, kind: Kind, *, filtered: bool = False
+    model: ParTransformer,
+    state: ParState,
+    kind: Kind,
+    *,
+    filtered: bool = False,
+    layers: Layers | None = None,
 ) -> None:
     """Predict and draw the tokens of the coming step of all requests.
 
@@ -157,8 +163,9 @@ def decode_step(
         state: updated in place.
         kind: of the coming step.
         filtered: whether top-k and top-p count.
+        layers: what computes `model.forward`, such as `CpuLayers`; None: `model` itself.
     """
-    logits, tokens = step_logits(model, state, kind)
+    logits, tokens = step_logits(model, state, kind, layers)
     logits = guide(logits, state.guidance, state.requests)
     state.failed.logical_or_(~torch.isfinite(logits).flatten(1).all(1))
     frames = state.step.repeat(state.requests)
@@ -169,7 +176,9 @@ def decode_step(
     state.step.add_(1).clamp_(max=len(state.starts) - 1)
 
 
-def step_logits(model: ParTransformer, state: ParState, kind: Kind) -> tuple[Tensor, Tensor]:
+def step_logits(
+    model: ParTransformer, state: ParState, kind: Kind, layers: Layers | None = None
+) -> tuple[Tensor, Tensor]:
     """Logits of the coming step, `[rows,n,V]`, and the numbers of its tokens, int64 `[n]`.
 
     Writes the keys and values of what the step reads.
@@ -186,7 +195,7 @@ def step_logits(model: ParTransformer, state: ParState, kind: Kind) -> tuple[Ten
         unplaced=state.unplaced.get(kind),
     )
     x = _read(model, state, kind, tokens)
-    return model.head(model(x, state.positions[tokens], plan)), tokens
+    return model.head((layers or model)(x, state.positions[tokens], plan)), tokens
 
 
 def _read(model: ParTransformer, state: ParState, kind: Kind, tokens: Tensor) -> Tensor:

@@ -5,6 +5,7 @@
 
 #include "bsq_quantize.h"
 #include "cached_attention.h"
+#include "decoding_layers.h"
 #include "group_norm_silu.h"
 #include "isa.h"
 #include "next_scale.h"
@@ -72,6 +73,63 @@ void bind_cached_attention(py::module_ &module) {
       py::arg("q_strides"), py::arg("k_cache"), py::arg("k_strides"), py::arg("v_cache"),
       py::arg("v_strides"), py::arg("segments"), py::arg("segments_of_row"), py::arg("scale"),
       py::arg("out"), py::arg("out_strides"), Unlocked());
+}
+
+std::vector<const void *> pointers(const std::vector<Address> &addresses) {
+  std::vector<const void *> result;
+  for (Address address : addresses)
+    result.push_back(pointer<const void>(address));
+  return result;
+}
+
+void bind_decoding_layers(py::module_ &module) {
+  using Axes = std::array<int64_t, 3>;
+  const auto build = [](int64_t width, int64_t heads, int64_t groups, int64_t head_dim,
+                        int64_t mlp_width, int dtype, float eps, Axes sections, Address frequencies,
+                        const std::vector<Address> &norms, const std::vector<Address> &q_norms,
+                        const std::vector<Address> &k_norms, int64_t capacity_rows, Address sum,
+                        Address normed, Address q, Address k, Address attended, Address activated) {
+    return DecodingLayers({width, heads, groups, head_dim, mlp_width, DType{dtype}, eps, sections,
+                           pointer<const float>(frequencies), pointers(norms), pointers(q_norms),
+                           pointers(k_norms), capacity_rows, pointer<void>(sum),
+                           pointer<void>(normed), pointer<void>(q), pointer<void>(k),
+                           pointer<void>(attended), pointer<void>(activated)});
+  };
+  const auto begin = [](DecodingLayers &self, int64_t batch, int64_t length, Address positions,
+                        Axes position_strides, Address starts, Address segments,
+                        int64_t segments_of_row, Address keys, Address values,
+                        Strides cache_strides, int64_t layer_stride, int64_t capacity, Address x) {
+    self.begin({batch, length, pointer<const int64_t>(positions), position_strides,
+                pointer<const int64_t>(starts), pointer<const int32_t>(segments), segments_of_row,
+                pointer<void>(keys), pointer<void>(values), cache_strides, layer_stride, capacity},
+               pointer<const void>(x));
+  };
+  // Positional: these are called a hundred times a decoding step.
+  py::class_<DecodingLayers>(module, "DecodingLayers")
+      .def(py::init(build), py::kw_only(), py::arg("width"), py::arg("heads"), py::arg("groups"),
+           py::arg("head_dim"), py::arg("mlp_width"), py::arg("dtype"), py::arg("eps"),
+           py::arg("sections"), py::arg("frequencies"), py::arg("norms"), py::arg("q_norms"),
+           py::arg("k_norms"), py::arg("capacity_rows"), py::arg("sum"), py::arg("normed"),
+           py::arg("q"), py::arg("k"), py::arg("attended"), py::arg("activated"))
+      .def("begin", begin, Unlocked())
+      .def(
+          "attend",
+          [](DecodingLayers &self, int64_t layer, Address qkv) {
+            self.attend(layer, pointer<const void>(qkv));
+          },
+          Unlocked())
+      .def(
+          "add_norm",
+          [](DecodingLayers &self, int64_t index, Address x) {
+            self.add_norm(index, pointer<const void>(x));
+          },
+          Unlocked())
+      .def(
+          "activate",
+          [](DecodingLayers &self, Address gate_up) {
+            self.activate(pointer<const void>(gate_up));
+          },
+          Unlocked());
 }
 
 void bind_group_norm_silu(py::module_ &module) {
@@ -267,6 +325,7 @@ PYBIND11_MODULE(_C, module) {
   module.doc() = "CPU kernels of videoar. Pointers are addresses of CPU memory.";
   bind_cached_attention(module);
   bind_bsq_quantize(module);
+  bind_decoding_layers(module);
   bind_group_norm_silu(module);
   bind_isa(module);
   bind_next_scale(module);

@@ -19,6 +19,7 @@ from torch import Tensor, nn
 
 from videoar.runtime.cache import CacheLayout
 from videoar.runtime.config import ModelConfig
+from videoar.runtime.cpu_layers import CpuLayers
 from videoar.runtime.errors import NumericalError
 from videoar.runtime.fast_decoder import FastDecoder
 from videoar.runtime.frame_state import FrameState
@@ -26,7 +27,7 @@ from videoar.runtime.history import encode_history, prefill_history
 from videoar.runtime.job import Executor, Job, ScaleHook, Shot, SlotFrame
 from videoar.runtime.modules import DTYPES
 from videoar.runtime.packed import PackedLinear, pack_linears
-from videoar.runtime.plan import EngineSettings, MemoryPlan, check, decoder_dtype
+from videoar.runtime.plan import ROWS_PER_SLOT, EngineSettings, MemoryPlan, check, decoder_dtype
 from videoar.runtime.prefixes import PrefixStore
 from videoar.runtime.sampling import decode_frame
 from videoar.runtime.transformer import Transformer
@@ -105,6 +106,9 @@ class ModelExecutor:
         height, width = config.transformer.sizes[-1]
         memory["dtype"] = decoder_dtype(weight.dtype, weight.device.type)
         self.decoder = FastDecoder(tokenizer.decoder, **memory, height=height, width=width)
+        self.layers = None
+        if CpuLayers.serves(transformer):
+            self.layers = CpuLayers(transformer, ROWS_PER_SLOT * height * width)
         self.decoder_states = [self.decoder.new_state() for _ in range(slots)]
 
     @torch.inference_mode()
@@ -174,7 +178,7 @@ class ModelExecutor:
             on_scale(slot, run.first + run.frame, k, now - lap)
             lap = now
 
-        decode_frame(self.transformer, run.state, on_scale=report)
+        decode_frame(self.transformer, run.state, layers=self.layers, on_scale=report)
         run.frame += 1
         if run.state.failed.item():
             self.spoiled.add(slot)
@@ -193,7 +197,7 @@ class ModelExecutor:
 
     def close(self) -> None:
         self.running.clear()
-        del self.state, self.prefixes, self.decoder, self.decoder_states
+        del self.state, self.prefixes, self.decoder, self.decoder_states, self.layers
 
 
 def make_executor(

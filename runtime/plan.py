@@ -12,6 +12,7 @@ import torch
 
 from videoar.runtime.cache import CacheLayout
 from videoar.runtime.config import ModelConfig
+from videoar.runtime.cpu_layers import layers_bytes
 from videoar.runtime.errors import CapacityError
 from videoar.runtime.folded_plan import decoder_memory
 from videoar.runtime.frame_state import FrameState
@@ -96,6 +97,9 @@ class MemoryPlan:
         kind = decoder_dtype(dtype, settings.device)
         decoder = decoder_memory(config.tokenizer, *transformer.sizes[-1], kind)
         passing = max(_transformer_workspace(settings), _encoder_workspace(settings))
+        if settings.device == "cpu":
+            height, width = transformer.sizes[-1]
+            passing += layers_bytes(transformer, ROWS_PER_SLOT * height * width, dtype)
         rows = layout.num_bytes(transformer, ROWS_PER_SLOT * slots, dtype)
         buffers = FrameState.num_bytes(transformer, slots, ROWS_PER_SLOT)
         if settings.device != "cpu":

@@ -23,6 +23,9 @@ from videoar.runtime.transformer import (
     text_positions,
 )
 
+Layers = Callable[[Tensor, Tensor, AttentionPlan], Tensor]
+"""A form of `Transformer.forward`."""
+
 NO_CHUNKS = ChunkSchedule(chunks=())
 
 
@@ -140,12 +143,18 @@ def frame_plan(model: Transformer, state: FrameState) -> FramePlan:
 
 
 def chunk_logits(
-    model: Transformer, state: FrameState, plan: FramePlan, inputs: Tensor, k: int
+    model: Transformer,
+    state: FrameState,
+    plan: FramePlan,
+    inputs: Tensor,
+    k: int,
+    layers: Layers | None = None,
 ) -> Tensor:
     """Logits of scale `k` of the coming frame for all rows; writes their keys and values.
 
     Args:
         inputs: `[R,n,d]`, next-scale inputs of the slots.
+        layers: as in `decode_frame`.
 
     Returns:
         `[rows,n,2d]`.
@@ -161,7 +170,7 @@ def chunk_logits(
         segments=plan.segments[k],
     )
     x = model.embed_video(inputs, scale_ids, start)
-    return model.head(model(x, plan.positions[:, tokens], attention))
+    return model.head((layers or model)(x, plan.positions[:, tokens], attention))
 
 
 @torch.inference_mode()
@@ -169,6 +178,7 @@ def decode_frame(
     model: Transformer,
     state: FrameState,
     *,
+    layers: Layers | None = None,
     on_scale: Callable[[int], None] | None = None,
     given_bits: Tensor | None = None,
 ) -> None:
@@ -176,13 +186,14 @@ def decode_frame(
 
     Args:
         state: updated in place; the next call decodes the next frame.
+        layers: what computes `model.forward`, such as `CpuLayers`; None: `model` itself.
         on_scale: called with the scale behind every step.
         given_bits: bool `[R,N,d]`: take these instead of sampling.
     """
     plan, sizes = frame_plan(model, state), model.config.sizes
     accumulator, inputs = torch.zeros_like(state.latents), state.inputs
     for k in range(len(sizes)):
-        logits = chunk_logits(model, state, plan, inputs, k)
+        logits = chunk_logits(model, state, plan, inputs, k, layers)
         finite = torch.isfinite(logits).flatten(1).all(1).view(state.slots, -1).all(1)
         state.failed.logical_or_(~finite)
         noise = None

@@ -3,11 +3,14 @@
 import argparse
 from dataclasses import fields
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from videoar.runtime.cli_arguments import DTYPES, positive
 from videoar.training.cli_data import add_cache, add_data, training_data
 from videoar.training.cli_flags import LazyParser, Subparsers, add_fields, add_kind, values_of
+
+if TYPE_CHECKING:
+    from tokenizers import Tokenizer
 
 RESUME = "A run stopped half-way goes on by itself where --out holds its state."
 # Set by the stages themselves.
@@ -114,16 +117,28 @@ def _where(kind: str) -> str:
     return f"the {kind}: the --out of its training, a component's or a model's folder"
 
 
+def _text_tokenizer(name: str) -> "Tokenizer | None":
+    """The text tokenizer that a preset is trained with; None for classes."""
+    from videoar.runtime.model_folder import preset_text_tokenizer
+    from videoar.runtime.presets import preset
+    from videoar.training.train_transformer import digits_text_tokenizer
+
+    if name == "digits":
+        # The shipped checkpoint, where the runtime finds that of the digits, is made from this one.
+        return digits_text_tokenizer()
+    return preset_text_tokenizer(name, preset(name))
+
+
 def _train_transformer(args: argparse.Namespace) -> None:
     from videoar.runtime.checkpoint import write_component
-    from videoar.runtime.model_folder import load_tokenizer, preset_text_tokenizer
+    from videoar.runtime.model_folder import load_tokenizer
     from videoar.runtime.presets import preset
     from videoar.training.train_transformer import TransformerTraining, train_transformer
 
     _set_threads(args)
     config, out = _run_config(args, TransformerTraining), Path(args.out)
     model, tokenizer = preset(args.preset), load_tokenizer(args.tokenizer)
-    text = preset_text_tokenizer(args.preset, model)
+    text = _text_tokenizer(args.preset)
     source_of = training_data(args, model, tokenizer=tokenizer, text_tokenizer=text)
     data = {"source_of": source_of, "text_tokenizer": text} if source_of else {}
     trained = train_transformer(out, tokenizer, model.transformer, config, **data)
@@ -159,6 +174,8 @@ def _add_export(kinds: Subparsers) -> None:
     parser.add_argument("--tokenizer", required=True, metavar="DIR", help=_where("tokenizer"))
     parser.add_argument("--transformer", required=True, metavar="DIR", help=_where("transformer"))
     parser.add_argument("--out", required=True, metavar="FOLDER", help="the checkpoint's folder")
+    text = "what they were trained as; gives frame size, rate and text tokenizer"
+    parser.add_argument("--preset", default="digits", metavar="NAME", help=text)
     parser.add_argument(
         "--dtype", choices=DTYPES, default="float16", help="type of the stored weights"
     )
@@ -181,10 +198,9 @@ def _export(args: argparse.Namespace) -> None:
     from videoar.runtime.pipeline import DTYPES, VideoAR
     from videoar.runtime.presets import preset
     from videoar.runtime.sampling import SamplingParams
-    from videoar.training.train_transformer import digits_text_tokenizer
 
     tokenizer, transformer = load_tokenizer(args.tokenizer), load_transformer(args.transformer)
-    base = preset("digits")
+    base = preset(args.preset)
     config = replace(
         base,
         tokenizer=tokenizer.config,
@@ -194,6 +210,6 @@ def _export(args: argparse.Namespace) -> None:
     )
     # A default that no request could use is refused here rather than at every request.
     SamplingParams(guidance=GuidanceSchedule.parse(config.guidance), temperature=config.temperature)
-    model = VideoAR(config, transformer, tokenizer, digits_text_tokenizer())
+    model = VideoAR(config, transformer, tokenizer, _text_tokenizer(args.preset))
     save_model(args.out, model, DTYPES[args.dtype])
     print(args.out)

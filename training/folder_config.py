@@ -1,7 +1,7 @@
 """The data that a training command's flags describe, checked before the first step."""
 
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from tokenizers import Tokenizer
@@ -10,7 +10,15 @@ from videoar.runtime.config import ModelConfig
 from videoar.runtime.text import encode_prompt
 from videoar.runtime.video_tokenizer import VideoTokenizer
 from videoar.training.loader import Loader
-from videoar.training.sources import EncodedSource, FolderSource, Part, Shape, Source, SourceOf
+from videoar.training.sources import (
+    EncodedSource,
+    FolderSource,
+    Part,
+    Shape,
+    Source,
+    SourceOf,
+    refuse_short,
+)
 from videoar.training.token_cache import CacheSource, TokenCache
 from videoar.training.video_folder import Bucket, ClipConfig, VideoFolder
 
@@ -59,11 +67,15 @@ def folder_sources(
     tokenizer: VideoTokenizer | None = None,
     text_tokenizer: Tokenizer | None = None,
     report: Callable[[VideoFolder], None] = lambda folder: None,
+    *,
+    rank: int = 0,
+    world_size: int = 1,
 ) -> SourceOf:
     """Scan folders for a model; see `training_data`.
 
     Args:
         report: called with each folder that was scanned.
+        rank, world_size: this process among those that share a batch.
 
     Raises:
         ValueError: a missing caption or class, an unknown one, or other counts of weights.
@@ -81,21 +93,28 @@ def folder_sources(
     clip = config.clip(model)
 
     def source_of(shapes: Sequence[Shape], seed: int) -> Source:
-        parts = [
-            Part(folder=folder, buckets=(_bucket(shape, model),), weight=weight * shape.share)
-            for folder, weight in zip(folders, weights, strict=True)
-            for shape in shapes
-        ]
-        source = Loader(FolderSource(parts, clip, seed), config.workers)
+        pairs = list(zip(folders, weights, strict=True))
+        parts = [part for shape in shapes for part in _parts(pairs, shape, model, clip.fps)]
+        share = FolderSource(parts, clip, seed, rank=rank, world_size=world_size)
+        source = Loader(share, config.workers)
         return source if tokenizer is None else EncodedSource(source, tokenizer)
 
     # Refused here, not after the stages in front of the one that needs them.
-    source_of([Shape(frames=model.num_frames, batch=1)], 0)
+    source_of([Shape(frames=model.num_frames, batch=world_size)], 0)
     return source_of
 
 
-def _bucket(shape: Shape, model: ModelConfig) -> Bucket:
-    return Bucket(frames=shape.frames, height=model.height, width=model.width, batch=shape.batch)
+def _parts(
+    folders: Sequence[tuple[VideoFolder, float]], shape: Shape, model: ModelConfig, fps: float
+) -> list[Part]:
+    """The folders with files that are long enough for a shape, its share divided among them."""
+    bucket = Bucket(frames=shape.frames, height=model.height, width=model.width, batch=shape.batch)
+    parts = [Part(folder=folder, buckets=(bucket,), weight=w) for folder, w in folders]
+    filled = [part for part in parts if any(part.folder.split([bucket], fps))]
+    if not filled:
+        refuse_short(parts, fps)
+    total = sum(part.weight for part in filled)
+    return [replace(part, weight=shape.share * part.weight / total) for part in filled]
 
 
 def check_labels(
@@ -135,6 +154,9 @@ def cache_sources(
     model: ModelConfig,
     tokenizer: VideoTokenizer,
     text_tokenizer: Tokenizer | None = None,
+    *,
+    rank: int = 0,
+    world_size: int = 1,
 ) -> SourceOf:
     """Open token caches for a model; see `training_data`.
 
@@ -161,9 +183,10 @@ def cache_sources(
         if not long:
             longest = max(cache.plan.num_frames for cache in caches)
             raise ValueError(f"--cache: {shape.frames} frames needed, the longest has {longest}")
-        return CacheSource(long, shape.batch, seed, frames=frames)
+        ranks = {"rank": rank, "world_size": world_size}
+        return CacheSource(long, shape.batch, seed, frames=frames, **ranks)
 
-    source_of([Shape(frames=model.num_frames, batch=1)], 0)
+    source_of([Shape(frames=model.num_frames, batch=world_size)], 0)
     return source_of
 
 

@@ -77,9 +77,7 @@ class Sampler:
                 raise ValueError(f"batch: {pool.batch} is no multiple of {world_size} ranks")
         self.pools, self.seed = tuple(pools), seed
         self.rank, self.world_size = rank, world_size
-        self._weights = [Fraction(pool.weight).limit_denominator(10**6) for pool in pools]
-        if not all(self._weights):
-            raise ValueError("weight: at least a millionth")
+        self._weights = [Fraction(pool.weight) for pool in pools]
         phases = np.random.default_rng([seed, len(pools)]).integers(_PHASES, size=len(pools))
         self._phases = [Fraction(int(phase), _PHASES) for phase in phases]
 

@@ -3,6 +3,7 @@
 import hashlib
 import json
 import os
+import shutil
 from contextlib import closing
 from dataclasses import dataclass, field, fields
 from pathlib import Path
@@ -240,5 +241,7 @@ def _write_shard(
     path = shard_path(out, number)
     unfinished = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     save_file(tensors, unfinished, metadata=metadata)
+    # Safetensors makes files for their owner alone; others should be able to load them.
+    shutil.copymode(out / CONFIG_NAME, unfinished)
     os.replace(unfinished, path)
     return broken

@@ -13,7 +13,7 @@ POOLS = st.lists(
         Pool,
         count=st.integers(1, 12),
         batch=st.sampled_from([2, 4, 6]),
-        weight=st.sampled_from([0.01, 0.3, 1.0, 2.0, 3.7, 50.0]),
+        weight=st.sampled_from([1e-9, 0.01, 0.3, 1.0, 2.0, 3.7, 50.0]),
     ),
     min_size=1,
     max_size=5,
@@ -78,7 +78,6 @@ def test_orders_differ_by_seed_pool_and_epoch() -> None:
         ([], {}, "pools"),
         ([Pool(count=3, batch=3)], {"world_size": 2}, "batch: 3"),
         ([Pool(count=3, batch=2)], {"rank": 2, "world_size": 2}, "rank"),
-        ([Pool(count=3, batch=2, weight=1e-9)], {}, "weight"),
     ],
 )
 def test_bad_arguments(pools: list[Pool], options: dict, message: str) -> None:

@@ -16,6 +16,7 @@ from videoar.runtime.cli_arguments import Parser
 from videoar.runtime.config import ModelConfig
 from videoar.runtime.errors import CheckpointError, MediaError
 from videoar.runtime.model_folder import save_tokenizer
+from videoar.runtime.pipeline import VideoAR
 from videoar.runtime.presets import DIGITS_TOKENIZER, DIGITS_TRANSFORMER, PRESETS
 from videoar.runtime.schedule import default_sizes
 from videoar.runtime.video_tokenizer import VideoTokenizer
@@ -24,6 +25,7 @@ from videoar.training import train_transformer as transformer_module
 from videoar.training.cli import add_train
 from videoar.training.corruption import FlipConfig
 from videoar.training.folder_config import FolderConfig, cache_sources, folder_sources
+from videoar.training.sources import Shape
 from videoar.training.token_cache import TokenCache
 from videoar.training.train_tokenizer import TokenizerTraining, train_tokenizer
 from videoar.training.train_transformer import (
@@ -222,13 +224,17 @@ def test_what_is_refused_before_the_first_step(
         folder_sources([copy], CLIPS, MODEL, tokenizer, TEXT)
 
 
-def test_a_mix_of_folders(mixed: Path, ucf: Path) -> None:
-    config = replace(CLIPS, weights=(1.0, 3.0), fps=0)
-    source = folder_sources([mixed, ucf], config, MODEL)(
-        [transformer_module.Shape(frames=5, batch=2)], 0
-    )
-    captions = [source.batch(step)["captions"][0] for step in range(8)]
-    assert sum(caption is None for caption in captions) == 6
+def test_a_mix_of_folders(mixed: Path, ucf: Path, tmp_path: Path) -> None:
+    shutil.copytree(mixed, tmp_path / "pictures", ignore=shutil.ignore_patterns("*.mp4"))
+    config = replace(CLIPS, weights=(1.0, 3.0, 50.0), fps=0)
+    source_of = folder_sources([mixed, ucf, tmp_path / "pictures"], config, MODEL)
+    frames, clips = Shape(frames=1, batch=1, share=1), Shape(frames=5, batch=2, share=3)
+    batches = [source_of([frames, clips], 0).batch(step) for step in range(16)]
+    lengths = [batch["frames"].shape[1] for batch in batches]
+    # Pictures fill no clips: their share of those is the others'.
+    assert (lengths.count(1), lengths.count(5)) == (4, 12)
+    long = [b["captions"][0] is None for b in batches if b["frames"].shape[1] == 5]
+    assert sum(long) == 9
 
 
 def run(*words: object) -> None:
@@ -272,7 +278,10 @@ def test_commands_with_classes(ucf: Path, tokenizer: VideoTokenizer, tmp_path: P
     split.write_text("YoYo/v_YoYo_g01_c02.avi 3\nHammering/v_Hammering_g01_c01.avi 1\n")
     words = ["--data-fps", 25, "--data-split", split, "--data-workers", 0]
     run("train", "transformer", "--out", tmp_path / "a", *source, *steps, *words)
-    assert (tmp_path / "a" / "transformer" / "config.json").exists()
+    parts = ["--tokenizer", tmp_path / "tok", "--transformer", tmp_path / "a"]
+    run("train", "export", *parts, "--preset", "classes", "--out", tmp_path / "model")
+    video = VideoAR.from_pretrained(tmp_path / "model").generate(class_id=2, guidance=1)
+    assert video.frames.shape == (1, 5, 32, 32, 3)
 
 
 @pytest.mark.usefixtures("small_preset")
