@@ -103,6 +103,8 @@ class CudaExecutor(ModelExecutor):
             )
             for _ in range(_TICKETS)
         ]
+        # What the lines above fill runs on another stream than the graphs.
+        torch.cuda.synchronize(device)
         self._capture(layout)
 
     def _capture(self, layout: CacheLayout) -> None:

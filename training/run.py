@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager
 from pathlib import Path
 
+import numpy as np
 import torch
 from safetensors import safe_open
 from safetensors.torch import save_file
@@ -21,13 +22,19 @@ from tqdm import tqdm
 from videoar.runtime.errors import CheckpointError
 from videoar.training.learner import Learner, OptimConfig
 
-__all__ = ["OptimConfig", "Run", "autocast", "train"]
+__all__ = ["OptimConfig", "Run", "autocast", "draw_generator", "train"]
 
 
 def autocast(device: torch.device) -> AbstractContextManager:
     """bf16 autocast where the processor multiplies bf16 in hardware, else float32."""
     fast = device.type == "cuda" or torch.cpu._is_avx512_bf16_supported()
     return torch.autocast(device.type, torch.bfloat16, enabled=fast)
+
+
+def draw_generator(seed: int, draw: int) -> torch.Generator:
+    """The random numbers of one batch. torch's CPU generator looks at 32 bits of a seed only."""
+    (word,) = np.random.SeedSequence([seed, draw]).generate_state(1)
+    return torch.Generator().manual_seed(int(word))
 
 
 class Run:

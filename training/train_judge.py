@@ -11,7 +11,7 @@ from torch import Tensor
 from videoar.runtime.checkpoint import write_component
 from videoar.training import digits
 from videoar.training.judge import DigitNet, Judge, JudgeConfig, crop_digit
-from videoar.training.run import OptimConfig, Run, train
+from videoar.training.run import OptimConfig, Run, draw_generator, train
 
 HELD_OUT_CLIPS = 1000
 
@@ -95,7 +95,7 @@ def train_judge(folder: Path, config: JudgeTraining | None = None) -> Judge:
     run = Run(Path(folder) / "run", net, optim, "judge")
 
     def loss_of(step: int) -> tuple[Tensor, dict[str, float]]:
-        generator = torch.Generator().manual_seed(config.seed * 2**32 + step)
+        generator = draw_generator(config.seed, step)
         index = torch.randint(len(images), (config.batch,), generator=generator)
         logits = net(distort(images[index], generator))
         right = (logits.argmax(dim=-1) == labels[index]).float().mean()

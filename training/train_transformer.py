@@ -29,7 +29,7 @@ from videoar.runtime.transformer import Transformer, teacher_forced_logits
 from videoar.runtime.video_tokenizer import VideoTokenizer
 from videoar.training import digits
 from videoar.training.corruption import FlipConfig, draw_flips, flip_probabilities
-from videoar.training.run import OptimConfig, Run, autocast, train
+from videoar.training.run import OptimConfig, Run, autocast, draw_generator, train
 from videoar.training.sources import Shape, Source, SourceOf
 
 
@@ -200,12 +200,6 @@ class _DigitLatents(Source):
             "latents": self.latents[torch.from_numpy(index)],
             "captions": [caption for _, caption, _ in clips],
         }
-
-
-def draw_generator(seed: int, draw: int) -> torch.Generator:
-    """The random numbers of one batch. torch's CPU generator looks at 32 bits of a seed only."""
-    (word,) = np.random.SeedSequence([seed, draw]).generate_state(1)
-    return torch.Generator().manual_seed(int(word))
 
 
 def train_transformer(

@@ -191,6 +191,31 @@ def test_nothing_is_allocated_for_a_request(tiny_folder: Path) -> None:
 
 
 @pytest.mark.gpu
+def test_decoder_and_next_frame_overlap(tiny_folder: Path) -> None:
+    """In a trace, kernels of the decoder's stream run while the frame graph's do."""
+    model = VideoAR.from_pretrained(tiny_folder, device="cuda", dtype="bfloat16")
+    executor = make_executor(model, slots=1)
+    job = make_job(model.config, model.text_tokenizer, prompt=PROMPTS[0], num_frames=33)
+    executor.start(0, job, 0, None, 0)
+    executor.frame([0], lambda *step: None).wait()
+    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CUDA]) as trace:
+        tickets = [executor.frame([0], lambda *step: None)]
+        for _ in range(6):
+            tickets.append(executor.frame([0], lambda *step: None))
+            tickets.pop(0).wait()
+        tickets.pop().wait()
+        torch.cuda.synchronize()
+    spans: dict[int, list[tuple[float, float]]] = {}
+    for event in trace.profiler.kineto_results.events():
+        if event.device_type() == torch.autograd.DeviceType.CUDA and event.duration_ns():
+            span = (event.start_ns(), event.start_ns() + event.duration_ns())
+            spans.setdefault(event.device_resource_id(), []).append(span)
+    busiest = sorted(spans.values(), key=len)[-2:]
+    assert len(busiest) == 2, f"kernels on {len(spans)} stream"
+    assert any(a < d and c < b for a, b in busiest[0] for c, d in busiest[1])
+
+
+@pytest.mark.gpu
 def test_a_changed_buffer_is_refused() -> None:
     graphs = GraphSet(torch.cuda.Stream())
     x = torch.zeros(4, device="cuda")
