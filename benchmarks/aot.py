@@ -19,7 +19,7 @@ from pathlib import Path
 from pkgutil import iter_modules
 
 import videoar.kernels
-from videoar.kernels.jit import interpreted, triton
+from videoar.kernels.jit import PDL_CAPABILITY, interpreted, triton
 from videoar.kernels.variant import Variant
 
 
@@ -98,15 +98,21 @@ def choose(
 def compile_variant(variant: Variant, target: Target) -> "triton.compiler.CompiledKernel":
     """Compile as a launch with these arguments would.
 
+    A kernel's `PDL` is what the target has, where the variant does not fix it.
+
     Raises:
         ValueError: the signature and constexprs are not the kernel's arguments.
     """
     names = variant.kernel.arg_names
-    given = set(variant.signature) | set(variant.constexprs)
-    if given != set(names) or len(given) != len(variant.signature) + len(variant.constexprs):
+    constexprs = dict(variant.constexprs)
+    if "PDL" in names:
+        has_pdl = target.backend == "cuda" and divmod(target.arch, 10) >= PDL_CAPABILITY
+        constexprs.setdefault("PDL", has_pdl)
+    given = set(variant.signature) | set(constexprs)
+    if given != set(names) or len(given) != len(variant.signature) + len(constexprs):
         raise ValueError(
             f"{variant.name}: arguments expected {sorted(names)}, "
-            f"got {sorted([*variant.signature, *variant.constexprs])}"
+            f"got {sorted([*variant.signature, *constexprs])}"
         )
     divisible = variant.divisible
     if divisible is None:
@@ -114,13 +120,16 @@ def compile_variant(variant: Variant, target: Target) -> "triton.compiler.Compil
     source = triton.compiler.ASTSource(
         fn=variant.kernel,
         signature={name: variant.signature.get(name, "constexpr") for name in names},
-        constexprs=dict(variant.constexprs),
+        constexprs=constexprs,
         attrs={(names.index(name),): [["tt.divisibility", 16]] for name in divisible},
     )
+    options = {"num_warps": variant.num_warps, "num_stages": variant.num_stages}
+    if constexprs.get("PDL"):
+        options["launch_pdl"] = True
     return triton.compile(
         source,
         target=triton.backends.compiler.GPUTarget(target.backend, target.arch, target.warp_size),
-        options={"num_warps": variant.num_warps, "num_stages": variant.num_stages},
+        options=options,
     )
 
 

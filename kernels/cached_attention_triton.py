@@ -12,7 +12,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from videoar.kernels.jit import interpreted, jit, tl, triton
+from videoar.kernels.jit import interpreted, jit, pdl_options, tl, triton, wait_then_release
 
 LOG2_E = 1.4426950408889634
 MAX_WIDTH = 256
@@ -54,12 +54,15 @@ def split_attention_kernel(
     BLOCK_N: tl.constexpr,
     BLOCK_D: tl.constexpr,
     DOT: tl.constexpr,
+    PDL: tl.constexpr = False,
 ):
     """out = sum_j 2^(s_j - m) v_j / sum_j 2^(s_j - m), s = scale_log2 q . k, over one split's keys.
 
     Moves its keys and values once, q and out once. With one split `out` is the result, else a
     float32 part `[SPLITS, B, H, L, D]` with its log2 denominators in `lse`.
     """
+    if PDL:
+        wait_then_release()
     batch, group = tl.program_id(2) // groups, tl.program_id(2) % groups
     split = tl.program_id(1)
     offs_m = tl.program_id(0) * BLOCK_M + tl.arange(0, BLOCK_M)
@@ -135,11 +138,14 @@ def combine_kernel(
     WIDTH: tl.constexpr,
     BLOCK_R: tl.constexpr,
     BLOCK_D: tl.constexpr,
+    PDL: tl.constexpr = False,
 ):
     """out = sum_s 2^lse_s part_s / sum_s 2^lse_s; 0 where every split was empty.
 
     Moves the float32 parts once, out once.
     """
+    if PDL:
+        wait_then_release()
     offs_r = tl.program_id(0) * BLOCK_R + tl.arange(0, BLOCK_R)
     offs_d = tl.arange(0, BLOCK_D)
     mask_r = offs_r < rows
@@ -247,6 +253,7 @@ def cached_attention_triton(
         DOT=dot_dtype(q.dtype),
         num_warps=tiles.num_warps,
         num_stages=tiles.num_stages,
+        **pdl_options(q.device),
     )
     if tiles.splits > 1:
         total = batch * heads * length
@@ -262,6 +269,7 @@ def cached_attention_triton(
             WIDTH=width,
             BLOCK_R=COMBINE_ROWS,
             BLOCK_D=block_d,
+            **pdl_options(q.device),
         )
     return out
 

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from videoar.kernels.dispatch import select
 from videoar.kernels.group_norm_silu_cpp import group_norm_silu_cpp
-from videoar.kernels.jit import jit, tl, triton
+from videoar.kernels.jit import jit, pdl_options, tl, triton, wait_then_release
 from videoar.kernels.rows import check_devices, check_dtype
 from videoar.kernels.variant import Variant
 
@@ -89,12 +89,15 @@ def _sums_kernel(
     TILES: tl.constexpr,
     BLOCK_P: tl.constexpr,
     BLOCK_C: tl.constexpr,
+    PDL: tl.constexpr = False,
 ):
     """Per channel, sums of d and d^2 over one chunk of a frame's cells: `[T, chunks, 2, C]`.
 
     d is the distance from the frame's first cell: without it a mean far from zero would leave
     nothing of the variance. Bytes: x once.
     """
+    if PDL:
+        wait_then_release()
     item = tl.program_id(0).to(tl.int64)
     offs_c = tl.program_id(1) * BLOCK_C + tl.arange(0, BLOCK_C)
     mask_c = offs_c < C
@@ -130,11 +133,14 @@ def _affine_kernel(
     MEMBERS: tl.constexpr,
     BLOCK_K: tl.constexpr,
     BLOCK_M: tl.constexpr,
+    PDL: tl.constexpr = False,
 ):
     """Scale and shift `[T, 2, C]` of one frame's group, from the sums of its chunks.
 
     Around the group's mean m a channel with mean m_c has sum((x - m)^2) = M2_c + n (m_c - m)^2.
     """
+    if PDL:
+        wait_then_release()
     frame = tl.program_id(0).to(tl.int64)
     offs_m = tl.arange(0, BLOCK_M)
     mask_m = offs_m < MEMBERS
@@ -175,8 +181,11 @@ def _apply_kernel(
     C: tl.constexpr,
     BLOCK_P: tl.constexpr,
     BLOCK_C: tl.constexpr,
+    PDL: tl.constexpr = False,
 ):
     """y = silu(x * scale + shift). Bytes: 2 elements a value."""
+    if PDL:
+        wait_then_release()
     item = tl.program_id(0).to(tl.int64)
     frame = item // blocks_p
     offs_p = item % blocks_p * BLOCK_P + tl.arange(0, BLOCK_P)
@@ -222,18 +231,22 @@ def _group_norm_silu_triton(
     blocks_c = triton.cdiv(C, BLOCK_C)
     sums = torch.empty(frames, chunks, 2, C, dtype=torch.float32, device=x.device)
     affine = torch.empty(frames, 2, C, dtype=torch.float32, device=x.device)
-    strides = x.stride(0), out.stride(0)
+    strides, options = (x.stride(0), out.stride(0)), pdl_options(x.device)
     _sums_kernel[(frames * chunks, blocks_c)](
         *(x, sums, pixels, chunks, strides[0], C, TILES_OF_SUMS, BLOCK_P, BLOCK_C),
         num_warps=NUM_WARPS,
+        **options,
     )
     _affine_kernel[(frames, groups)](
         *(x, weight, bias, sums, affine, pixels, chunks, strides[0], eps),
         *(C, C // groups, *_affine_tiles(C // groups)),
         num_warps=NUM_WARPS,
+        **options,
     )
     _apply_kernel[(frames * blocks_p, blocks_c)](
-        *(x, affine, out, pixels, blocks_p, *strides, C, BLOCK_P, BLOCK_C), num_warps=NUM_WARPS
+        *(x, affine, out, pixels, blocks_p, *strides, C, BLOCK_P, BLOCK_C),
+        num_warps=NUM_WARPS,
+        **options,
     )
     return out
 

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from videoar.kernels.bilinear_triton import load_bilinear
-from videoar.kernels.jit import jit, tl, triton
+from videoar.kernels.jit import jit, pdl_options, tl, triton, wait_then_release
 from videoar.kernels.philox import bit_uniform, check_frames
 from videoar.kernels.variant import Variant
 
@@ -69,8 +69,11 @@ def next_scale_kernel(
     SAMPLED: tl.constexpr,
     BLOCK_N: tl.constexpr,
     BLOCK_D: tl.constexpr,
+    PDL: tl.constexpr = False,
 ):
     """Bits, accumulator and next input of one row and BLOCK_D bit channels; see the file's head."""
+    if PDL:
+        wait_then_release()
     blocks_d = tl.cdiv(num_bits, BLOCK_D)
     row = (tl.program_id(0) // blocks_d).to(tl.int64)
     offs_d = (tl.program_id(0) % blocks_d) * BLOCK_D + tl.arange(0, BLOCK_D)
@@ -221,6 +224,7 @@ def next_scale_triton(
         BLOCK_D=block_d,
         num_warps=num_warps,
         num_stages=1,
+        **pdl_options(logits.device),
     )
     return bits, total, inputs
 

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from videoar.kernels.jit import jit, tl, triton
+from videoar.kernels.jit import jit, pdl_options, tl, triton, wait_then_release
 from videoar.kernels.qk_norm_rope_backward import backward_variant, launch_backward
 from videoar.kernels.rope_triton import (
     cos_sin,
@@ -107,11 +107,14 @@ def forward_kernel(
     START_ON_DEVICE: tl.constexpr,
     BLOCK_T: tl.constexpr,
     BLOCK_P: tl.constexpr,
+    PDL: tl.constexpr = False,
 ):
     """x = x / sqrt(mean(x^2) + eps) * weight, then its pairs (i, i + D/2) turned; v is copied.
 
     Moves q and k once in and once out; with a cache also v once in and k, v once out.
     """
+    if PDL:
+        wait_then_release()
     slot = tl.program_id(1)
     offs_t = tl.program_id(0).to(tl.int64) * BLOCK_T + tl.arange(0, BLOCK_T)
     mask_t = offs_t < tokens
@@ -244,6 +247,7 @@ def _launch_forward(q, k, q_weight, k_weight, positions, sections, theta, eps, c
         BLOCK_T=block_t,
         BLOCK_P=block_p,
         num_warps=num_warps,
+        **pdl_options(q.device),
     )
     return q_out, k_out
 

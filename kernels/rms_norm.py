@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from videoar.kernels.dispatch import select
-from videoar.kernels.jit import jit, tl, triton
+from videoar.kernels.jit import jit, pdl_options, tl, triton, wait_then_release
 from videoar.kernels.rms_norm_cpp import rms_norm_cpp
 from videoar.kernels.rows import as_rows, check_devices, check_dtype
 from videoar.kernels.variant import Variant
@@ -84,11 +84,14 @@ def _forward_kernel(
     HAS_RESIDUAL: tl.constexpr,
     BLOCK_M: tl.constexpr,
     BLOCK_C: tl.constexpr,
+    PDL: tl.constexpr = False,
 ):
     """y = round(s / sqrt(mean(s^2) + eps)) * weight, s = x + residual; y and s are contiguous.
 
     Bytes: 2 elements read or written a channel, 4 with the residual; weight comes from L2.
     """
+    if PDL:
+        wait_then_release()
     offs_m = tl.program_id(0).to(tl.int64) * BLOCK_M + tl.arange(0, BLOCK_M)[:, None]
     offs_c = tl.arange(0, BLOCK_C)[None, :]
     mask = (offs_m < rows) & (offs_c < C)
@@ -192,6 +195,7 @@ def _launch_forward(
             *(x_MC, r_MC, weight, y, s, rows, *strides, eps),
             *(*constexprs, BLOCK_M, BLOCK_C),
             num_warps=num_warps,
+            **pdl_options(x.device),
         )
     return y, s
 

@@ -12,7 +12,7 @@ from torch.autograd.function import once_differentiable
 from torch.nn.functional import silu
 
 from videoar.kernels.dispatch import select
-from videoar.kernels.jit import jit, tl
+from videoar.kernels.jit import jit, pdl_options, tl, wait_then_release
 from videoar.kernels.rows import as_rows, check_devices, check_dtype
 from videoar.kernels.swiglu_cpp import swiglu_cpp
 from videoar.kernels.variant import Variant
@@ -61,11 +61,14 @@ def _forward_kernel(
     stride_um,
     BLOCK_M: tl.constexpr,
     BLOCK_F: tl.constexpr,
+    PDL: tl.constexpr = False,
 ):
     """y = round(silu(gate)) * up, as the reference rounds; y is contiguous.
 
     Bytes: 3 elements a channel.
     """
+    if PDL:
+        wait_then_release()
     blocks_f = tl.cdiv(width, BLOCK_F)
     pid = tl.program_id(0).to(tl.int64)
     offs_m = pid // blocks_f * BLOCK_M + tl.arange(0, BLOCK_M)[:, None]
@@ -148,6 +151,7 @@ class _SwiGLU(torch.autograd.Function):
             BLOCK_M,
             BLOCK_F,
             num_warps=NUM_WARPS,
+            **pdl_options(y.device),
         )
         return y
 
