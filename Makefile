@@ -53,8 +53,8 @@ gpu-check: ## on a CUDA machine: build with its own Python, test and time the ke
 	  summary="$$summary$$(printf '%-14s%s' $$name "$$result");"; \
 	}; \
 	step build 80 $(PYTHON) -m pip install --quiet --no-deps --no-build-isolation -e .; \
-	step tests 170 sh -c 'grep -lwE "gpu|device" tests/*/test_*.py | \
-	  xargs -P 8 -I{} sh -c "$$0" sh {}' '$(GPU_TESTS)'; \
+	step tests 170 sh -c '{ ls tests/kernels/test_*.py; grep -lF mark.gpu tests/*/test_*.py; } | \
+	  sort -u | xargs -P 8 -I{} sh -c "$$0" sh {}' '$(GPU_TESTS)'; \
 	[ ! -f benchmarks/aot.py ] || step aot 50 $(PYTHON) -m videoar.benchmarks.aot --fast; \
 	step kernels 190 sh -c 'exec "$$@" >gpu-check.txt' sh $(PYTHON) \
 	  -m videoar.benchmarks.kernels --quick --seconds 140 --out gpu-check.json; \

@@ -121,11 +121,11 @@ def _text_tokenizer(name: str) -> "Tokenizer | None":
     """The text tokenizer that a preset is trained with; None for classes."""
     from videoar.runtime.model_folder import preset_text_tokenizer
     from videoar.runtime.presets import preset
-    from videoar.training.train_transformer import digits_text_tokenizer
+    from videoar.training.digits import text_tokenizer
 
     if name == "digits":
         # The shipped checkpoint, where the runtime finds that of the digits, is made from this one.
-        return digits_text_tokenizer()
+        return text_tokenizer()
     return preset_text_tokenizer(name, preset(name))
 
 

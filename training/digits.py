@@ -13,6 +13,9 @@ from functools import lru_cache
 from pathlib import Path
 
 import numpy as np
+from tokenizers import Tokenizer
+
+from videoar.runtime.text import word_tokenizer
 
 SIZE = 64
 DIGIT = 28
@@ -139,3 +142,10 @@ def clip(
     image = images[rng.integers(len(images))]
     frames = render(image, scene, _start(scene, num_frames, rng), num_frames)
     return frames, caption(scene, rng), scene
+
+
+def text_tokenizer() -> Tokenizer:
+    """The words of the caption grammar."""
+    directions = [direction for direction in DIRECTIONS if direction != "still"]
+    words = ["a", "moving", "standing", "still", *COLOURS, *directions, *SPEEDS]
+    return word_tokenizer([*words, *WORDS, *(str(digit) for digit in range(10))])

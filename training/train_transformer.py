@@ -24,7 +24,7 @@ from videoar.kernels.bsq_quantize import bsq_quantize
 from videoar.runtime.config import TransformerConfig
 from videoar.runtime.history import next_scale_inputs
 from videoar.runtime.pixels import from_pixels
-from videoar.runtime.text import encode_prompt, pad, word_tokenizer
+from videoar.runtime.text import encode_prompt, pad
 from videoar.runtime.transformer import Transformer, teacher_forced_logits
 from videoar.runtime.video_tokenizer import VideoTokenizer
 from videoar.training import digits
@@ -60,13 +60,6 @@ class TransformerTraining:
     flip: FlipConfig = field(default_factory=lambda: FlipConfig(p_max=0.15))
     seed: int = 0
     optim: dict = field(default_factory=dict)
-
-
-def digits_text_tokenizer() -> Tokenizer:
-    """The words of the caption grammar."""
-    directions = [d for d in digits.DIRECTIONS if d != "still"]
-    words = ["a", "moving", "standing", "still", *digits.COLOURS, *directions, *digits.SPEEDS]
-    return word_tokenizer([*words, *digits.WORDS, *(str(d) for d in range(10))])
 
 
 @torch.no_grad()
@@ -218,7 +211,7 @@ def train_transformer(
         text_tokenizer: of the captions. Default: the digits' words.
     """
     if text_tokenizer is None and architecture.condition == "text":
-        text_tokenizer = digits_text_tokenizer()
+        text_tokenizer = digits.text_tokenizer()
     torch.manual_seed(config.seed)
     model = Transformer(architecture)
 

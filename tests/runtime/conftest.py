@@ -18,7 +18,7 @@ from videoar.runtime.sampling import SamplingParams
 from videoar.runtime.schedule import default_sizes
 from videoar.runtime.transformer import Transformer
 from videoar.runtime.video_tokenizer import VideoTokenizer
-from videoar.training.train_transformer import digits_text_tokenizer
+from videoar.training.digits import text_tokenizer as digits_text_tokenizer
 
 TINY_TOKENIZER = TokenizerConfig(
     latent_dim=8,

@@ -10,7 +10,7 @@ from videoar.runtime.media import read_video, write_video
 from videoar.runtime.model_folder import read_model_config
 from videoar.runtime.requests import default_context, make_job, make_jobs
 from videoar.runtime.text import encode_prompt
-from videoar.training.train_transformer import digits_text_tokenizer
+from videoar.training.digits import text_tokenizer as digits_text_tokenizer
 
 RED, BLUE = "a red 3 moving left", "a blue 7 standing still"
 TEXT = digits_text_tokenizer()

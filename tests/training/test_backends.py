@@ -11,9 +11,9 @@ from videoar.runtime.config import TransformerConfig
 from videoar.runtime.presets import DIGITS_TRANSFORMER
 from videoar.runtime.transformer import Transformer, teacher_forced_logits
 from videoar.training.corruption import FlipConfig
+from videoar.training.digits import text_tokenizer as digits_text_tokenizer
 from videoar.training.train_transformer import (
     TransformerTraining,
-    digits_text_tokenizer,
     make_batch,
 )
 

@@ -5,7 +5,7 @@ import pytest
 
 from videoar.runtime.text import encode_prompt
 from videoar.training import digits
-from videoar.training.train_transformer import digits_text_tokenizer
+from videoar.training.digits import text_tokenizer as digits_text_tokenizer
 
 
 def test_split_by_image() -> None:

@@ -17,6 +17,7 @@ from videoar.runtime.schedule import default_sizes
 from videoar.runtime.text import encode_prompt
 from videoar.training import digits
 from videoar.training.digits import DIRECTIONS, Scene
+from videoar.training.digits import text_tokenizer as digits_text_tokenizer
 from videoar.training.evaluate import (
     ASPECTS,
     digit_clips,
@@ -27,7 +28,6 @@ from videoar.training.evaluate import (
     folder_clips,
 )
 from videoar.training.judge import load_judge
-from videoar.training.train_transformer import digits_text_tokenizer
 
 NUM = 40
 SIZES = default_sizes(4, 4)

@@ -24,13 +24,13 @@ from videoar.training import train_tokenizer as tokenizer_module
 from videoar.training import train_transformer as transformer_module
 from videoar.training.cli import add_train
 from videoar.training.corruption import FlipConfig
+from videoar.training.digits import text_tokenizer as digits_text_tokenizer
 from videoar.training.folder_config import FolderConfig, cache_sources, folder_sources
 from videoar.training.sources import Shape
 from videoar.training.token_cache import TokenCache
 from videoar.training.train_tokenizer import TokenizerTraining, train_tokenizer
 from videoar.training.train_transformer import (
     TransformerTraining,
-    digits_text_tokenizer,
     draw_generator,
     make_batch,
     make_clean_batch,

@@ -13,12 +13,12 @@ from videoar.runtime.errors import CheckpointError
 from videoar.runtime.presets import DIGITS_TOKENIZER, DIGITS_TRANSFORMER
 from videoar.runtime.video_tokenizer import VideoTokenizer
 from videoar.training.corruption import FlipConfig, draw_flips, flip_probabilities
+from videoar.training.digits import text_tokenizer as digits_text_tokenizer
 from videoar.training.run import OptimConfig, Run, train
 from videoar.training.train_tokenizer import TokenizerTraining, train_tokenizer
 from videoar.training.train_transformer import (
     TransformerTraining,
     cache_latents,
-    digits_text_tokenizer,
     make_batch,
     train_transformer,
 )
