@@ -12,6 +12,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
+from statistics import median
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -50,13 +51,6 @@ def plain(dtype: str) -> str:
 def eager(dtype: str) -> str:
     """Name of the eager baseline."""
     return f"clip, eager, {dtype}"
-
-
-def median(values: Sequence[float]) -> float:
-    """The middle value, or the mean of the two."""
-    from videoar.benchmarks.timing import percentile
-
-    return percentile(values, 0.5)
 
 
 def ratio(samples: Samples, name: str, base: str) -> float | None:

@@ -7,11 +7,12 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from pathlib import Path
+from statistics import median
 
 import torch
 
 from videoar.benchmarks.environment import environment
-from videoar.benchmarks.floor import median, ratio
+from videoar.benchmarks.floor import ratio
 from videoar.benchmarks.kernels import commit, save
 from videoar.benchmarks.par import PAR_PRESETS, Par, describe
 from videoar.benchmarks.par_cost import clip_steps

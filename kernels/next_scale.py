@@ -106,6 +106,14 @@ def next_scale(
     )
 
 
+def noise_of(bits: Tensor) -> Tensor:
+    """Uniforms with which `next_scale` at a temperature of 1 draws just these bits.
+
+    -1 draws a one and 2 a zero, whatever the logits.
+    """
+    return 2.0 - 3.0 * bits.float()
+
+
 @torch.no_grad()
 def next_scale_ref(
     logits: Tensor,

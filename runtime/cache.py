@@ -50,6 +50,11 @@ class CacheLayout:
         size = config.tokens_per_frame
         return cls(max_text=max_text, tokens_per_frame=size, ring_frames=window + 1)
 
+    @classmethod
+    def of_text(cls, max_text: int) -> "CacheLayout":
+        """Room for a text and no frames."""
+        return cls(max_text=max_text, tokens_per_frame=0, ring_frames=0)
+
     @property
     def capacity(self) -> int:
         """Tokens a slot holds."""

@@ -129,7 +129,7 @@ class CudaExecutor(ModelExecutor):
     def _capture_prefill(self, layout: CacheLayout) -> None:
         """A graph for each length of text, rounded up; padding behind a text is never seen."""
         weight = self.transformer.embed_bits.weight
-        row = CacheLayout(max_text=layout.max_text, tokens_per_frame=0, ring_frames=0)
+        row = CacheLayout.of_text(layout.max_text)
         memory = (weight.dtype, weight.device)
         self.text_row = StaticCache(self.transformer.config, row, 1, *memory)
         self.text = torch.zeros(1, layout.max_text, dtype=torch.int64, device=weight.device)

@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from videoar.kernels.next_scale import next_scale
+from videoar.kernels.next_scale import next_scale, noise_of
 from videoar.runtime.cache import StaticCache
 from videoar.runtime.pixels import from_pixels
 from videoar.runtime.schedule import ChunkSchedule, Sizes
@@ -57,14 +57,13 @@ def next_scale_inputs(bits: Tensor, sizes: Sizes) -> tuple[Tensor, Tensor]:
     accumulator = torch.zeros(frames, width, *sizes[-1], device=bits.device)
     inputs = []
     for scale, window in enumerate(bits.split([h * w for h, w in sizes], dim=1)):
-        # The frames do not depend on each other here: they are rows of one call. A uniform of -1
-        # draws a one and of 2 a zero, whatever the logits.
+        # The frames do not depend on each other here: they are rows of one call.
         step = next_scale(
             torch.zeros(*window.shape[:2], 2 * width, device=bits.device),
             accumulator,
             sizes,
             scale,
-            noise=2.0 - 3.0 * window.float(),
+            noise=noise_of(window),
         )
         accumulator = step.accumulator
         inputs.append(step.inputs)

@@ -149,7 +149,7 @@ def _in_flight_bytes(settings: EngineSettings) -> int:
     (height, width), tau = transformer.sizes[-1], config.tokenizer.temporal_compression
     latents = 4 * transformer.latent_dim * height * width
     pixels = 3 * tau * config.height * config.width
-    text = CacheLayout(max_text=settings.layout.max_text, tokens_per_frame=0, ring_frames=0)
+    text = CacheLayout.of_text(settings.layout.max_text)
     slots = settings.slots
     return slots * (latents + pixels + 1) + text.num_bytes(transformer, 1, settings.dtype)
 

@@ -40,7 +40,9 @@ class PrefixStore:
         self.places: OrderedDict[tuple[int, ...], int] = OrderedDict()
         self.count = prefix_count(model.config, slots)
         self.free = list(range(self.count))
-        self.cache = StaticCache(model.config, _layout(max_text), self.count, dtype, device)
+        self.cache = StaticCache(
+            model.config, CacheLayout.of_text(max_text), self.count, dtype, device
+        )
 
     def write(self, tokens: tuple[int, ...], row: StaticCache) -> None:
         """Put the keys and values of `tokens` at the front of `row`, a cache of one row."""
@@ -69,8 +71,4 @@ def prefix_count(config: TransformerConfig, slots: int) -> int:
 
 def prefix_bytes(config: TransformerConfig, slots: int, max_text: int, dtype: torch.dtype) -> int:
     """Bytes of a `PrefixStore`."""
-    return _layout(max_text).num_bytes(config, prefix_count(config, slots), dtype)
-
-
-def _layout(max_text: int) -> CacheLayout:
-    return CacheLayout(max_text=max_text, tokens_per_frame=0, ring_frames=0)
+    return CacheLayout.of_text(max_text).num_bytes(config, prefix_count(config, slots), dtype)

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from videoar.kernels.next_scale import next_scale
+from videoar.kernels.next_scale import next_scale, noise_of
 from videoar.runtime.cache import CacheLayout, StaticCache
 from videoar.runtime.frame_state import FrameState
 from videoar.runtime.guidance import GuidanceSchedule
@@ -198,8 +198,7 @@ def decode_frame(
         state.failed.logical_or_(~finite)
         noise = None
         if given_bits is not None:
-            # A uniform of -1 draws a one and of 2 a zero, whatever the logits.
-            noise = 2.0 - 3.0 * given_bits[:, plan.scale(k)].float()
+            noise = noise_of(given_bits[:, plan.scale(k)])
         pairs = logits.unflatten(0, (state.slots, -1))
         guided = pairs.shape[1] == 2
         step = next_scale(
