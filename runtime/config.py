@@ -157,6 +157,8 @@ class TransformerConfig:
             small grids the LLaMA value of 10000 leaves columns almost indistinguishable.
         rope_sections: rotary pairs of the time, height and width axis.
         norm_eps: of every RMSNorm.
+        positions: "grid", time, row and column of every token (arXiv 2601.05966, Eq. 7), or
+            "sequence", its index alone, as ordinary RoPE.
     """
 
     layers: int
@@ -175,6 +177,7 @@ class TransformerConfig:
     rope_theta: float = 10000.0
     rope_sections: tuple[int, int, int] = (16, 24, 24)
     norm_eps: float = 1e-6
+    positions: str = "grid"
 
     def __post_init__(self) -> None:
         for name in ("layers", "width", "heads", "kv_heads", "head_dim", "mlp_width"):
@@ -196,6 +199,8 @@ class TransformerConfig:
         _require(fits, "rope_sections", f"three that sum to {pairs} pairs, got {got}")
         _require(self.norm_eps > 0, "norm_eps", f"above 0, got {self.norm_eps}")
         _require(self.rope_theta > 0, "rope_theta", f"above 0, got {self.rope_theta}")
+        kinds = ("grid", "sequence")
+        _require(self.positions in kinds, "positions", f"one of {kinds}, got {self.positions!r}")
 
     @property
     def tokens_per_frame(self) -> int:

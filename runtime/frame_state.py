@@ -11,6 +11,7 @@ from torch import Tensor
 
 from videoar.runtime.cache import CacheLayout, StaticCache
 from videoar.runtime.config import TransformerConfig
+from videoar.runtime.positions import frame_cells
 
 
 @dataclass(slots=True, kw_only=True)
@@ -29,7 +30,7 @@ class FrameState:
         latents: float32 `[R,d,H,W]`, the last frame.
         bits: bool `[R,N,d]`, those of the last frame.
         failed: bool `[R]`, whether any logit was not finite; set by `decode_frame`, never cleared.
-        cells: int64 `[N,3]`, `(0, h, w)` of every token of a frame.
+        cells: int64 `[N,3]`, positions of the tokens of frame 0 behind its text.
         filled: int64 `[K]`, tokens of a frame up to and with each scale.
     """
 
@@ -64,16 +65,14 @@ class FrameState:
             CapacityError: it does not fit into the device's memory.
         """
         cache = StaticCache(config, layout, rows_per_slot * slots, dtype, device)
-        grids = [torch.cartesian_prod(torch.arange(h), torch.arange(w)) for h, w in config.sizes]
-        cells = torch.cat([grid.reshape(-1, 2) for grid in grids])
-        filled = torch.tensor([len(grid) for grid in grids]).cumsum(0)
+        filled = torch.tensor([h * w for h, w in config.sizes]).cumsum(0)
         buffers = {
             name: torch.zeros(shape, dtype=kind, device=device)
             for name, (shape, kind) in _shapes(config, slots, rows_per_slot).items()
         }
         return cls(
             cache=cache,
-            cells=torch.nn.functional.pad(cells, (1, 0)).to(device),
+            cells=frame_cells(config).to(device),
             filled=filled.to(device),
             **buffers,
         )

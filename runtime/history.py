@@ -11,6 +11,7 @@ from torch import Tensor
 from videoar.kernels.next_scale import next_scale, noise_of
 from videoar.runtime.cache import StaticCache
 from videoar.runtime.pixels import from_pixels
+from videoar.runtime.positions import video_positions
 from videoar.runtime.schedule import ChunkSchedule, Sizes
 from videoar.runtime.transformer import AttentionPlan, Transformer, teacher_forcing_plan
 from videoar.runtime.video_tokenizer import VideoTokenizer
@@ -102,7 +103,7 @@ def prefill_history(
     scale_ids = schedule.scale_ids().to(bits.device)
     opens = torch.ones(1, dtype=torch.bool, device=bits.device)
     x = model.embed_video(inputs.flatten(0, 1)[None], scale_ids, opens)
-    positions = schedule.positions().to(bits.device) + text_lengths[:, None, None]
+    positions = video_positions(config, len(bits)).to(bits.device) + text_lengths[:, None, None]
     model(x.expand(rows, -1, -1), positions, _plan(schedule, cache, text_lengths))
     return following
 

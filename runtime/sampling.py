@@ -15,6 +15,7 @@ from videoar.kernels.next_scale import next_scale, noise_of
 from videoar.runtime.cache import CacheLayout, StaticCache
 from videoar.runtime.frame_state import FrameState
 from videoar.runtime.guidance import GuidanceSchedule
+from videoar.runtime.positions import frame_stride
 from videoar.runtime.schedule import ChunkSchedule
 from videoar.runtime.transformer import (
     AttentionPlan,
@@ -132,7 +133,8 @@ def frame_plan(model: Transformer, state: FrameState) -> FramePlan:
     """The plan of the coming frame, computed on the device."""
     layout, lengths = state.cache.layout, state.text_lengths
     frames = state.frames.repeat_interleave(state.rows_per_slot)
-    origin = torch.stack([lengths + frames, lengths, lengths], dim=-1)
+    stride = frame_stride(model.config)
+    origin = torch.stack([lengths + step * frames for step in stride], dim=-1)
     sizes = [h * w for h, w in model.config.sizes]
     return FramePlan(
         positions=state.cells + origin[:, None],

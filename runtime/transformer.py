@@ -20,6 +20,7 @@ from videoar.kernels.swiglu import swiglu
 from videoar.runtime.cache import StaticCache
 from videoar.runtime.config import TransformerConfig
 from videoar.runtime.packed import linears
+from videoar.runtime.positions import video_positions
 from videoar.runtime.schedule import ChunkSchedule
 
 
@@ -301,10 +302,10 @@ def teacher_forced_logits(
     start = torch.ones(batch, dtype=torch.bool, device=device)
     video = model.embed_video(inputs.flatten(1, 2), scale_ids, start)
     x = torch.cat([model.embed_tokens(tokens).to(video.dtype), video], dim=1)
-    video_positions = schedule.positions().to(device) + text_lengths[:, None, None]
+    places = video_positions(model.config, frames).to(device) + text_lengths[:, None, None]
     text = text_positions(text_len, device).expand(batch, -1, -1)
     plan = teacher_forcing_plan(
         schedule, text_len, text_lengths, frame_visible=frame_visible, device=device
     )
-    hidden = model(x, torch.cat([text, video_positions], dim=1), plan)
+    hidden = model(x, torch.cat([text, places], dim=1), plan)
     return model.head(hidden[:, text_len:]).unflatten(1, (frames, -1))

@@ -11,6 +11,7 @@ from videoar.kernels.bsq_quantize import bsq_quantize
 from videoar.runtime.cache import CacheLayout
 from videoar.runtime.config import TransformerConfig
 from videoar.runtime.guidance import GuidanceSchedule
+from videoar.runtime.positions import video_positions
 from videoar.runtime.presets import PRESETS, preset
 from videoar.runtime.sampling import (
     chunk_logits,
@@ -20,7 +21,7 @@ from videoar.runtime.sampling import (
     prepare,
     set_guidance,
 )
-from videoar.runtime.schedule import default_sizes
+from videoar.runtime.schedule import ChunkSchedule, default_sizes
 from videoar.runtime.text import pad
 from videoar.runtime.transformer import Transformer, teacher_forced_logits
 
@@ -111,9 +112,10 @@ def sample_inputs(batch: int, frames: int) -> tuple[Tensor, Tensor, Tensor, Tens
     return tokens, lengths, quantized.inputs, quantized.bits
 
 
-def test_cached_equals_teacher_forced() -> None:
+@pytest.mark.parametrize("positions", ["grid", "sequence"])
+def test_cached_equals_teacher_forced(positions: str) -> None:
     """Each chunk's logits from the cache are those of one pass, rows of different text lengths."""
-    model = build()
+    model = build(replace(SMALL, positions=positions))
     tokens, lengths, inputs, bits = sample_inputs(3, 3)
     whole = teacher_forced_logits(model, tokens, lengths, inputs)
     rows = [tokens[i, : lengths[i]].tolist() for i in range(3)]
@@ -126,6 +128,13 @@ def test_cached_equals_teacher_forced() -> None:
             torch.testing.assert_close(logits, whole[:, frame, own], atol=2e-5, rtol=2e-5)
         state.inputs.copy_(inputs[:, frame, :1])
         decode_frame(model, state, given_bits=bits[:, frame])
+
+
+def test_positions() -> None:
+    grid = ChunkSchedule.video(3, SMALL.sizes).positions()
+    assert torch.equal(video_positions(SMALL, 3), grid)
+    ordinary = video_positions(replace(SMALL, positions="sequence"), 3)
+    assert torch.equal(ordinary, torch.arange(33)[:, None].expand(-1, 3))
 
 
 def test_given_bits_come_back() -> None:
@@ -266,6 +275,7 @@ def test_presets() -> None:
         ("layers", 0),
         ("norm_eps", 0.0),
         ("rope_theta", -1.0),
+        ("positions", "columns"),
     ],
 )
 def test_config_refuses(field: str, value: object) -> None:
