@@ -1,6 +1,7 @@
 // The Python module videoar._C: registration only. Tensors arrive as addresses
 // (`Tensor.data_ptr()`), so that the extension needs no libtorch; 0 stands for a missing one.
-#include <pybind11/pybind11.h>
+#include "bindings.h"
+
 #include <pybind11/stl.h>
 
 #include "bsq_quantize.h"
@@ -16,15 +17,9 @@
 #include "rms_norm.h"
 #include "swiglu.h"
 
-namespace py = pybind11;
 using namespace videoar;
 
 namespace {
-
-using Address = uintptr_t;
-using Unlocked = py::call_guard<py::gil_scoped_release>;
-
-template <typename T> T *pointer(Address address) { return reinterpret_cast<T *>(address); }
 
 void bind_bsq_quantize(py::module_ &module) {
   module.def(
@@ -335,4 +330,5 @@ PYBIND11_MODULE(_C, module) {
   bind_resample(module);
   bind_rms_norm(module);
   bind_swiglu(module);
+  bind_training(module);
 }

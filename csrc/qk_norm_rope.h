@@ -42,4 +42,20 @@ struct QkNormRope {
 // pointer or a start that does not fit.
 void qk_norm_rope(const QkNormRope &call);
 
+// With n = x / rms(x) and g the gradient turned back:
+// dx = (g weight - n mean(g weight n)) / rms(x), grad_weight = the sum over tokens and heads of
+// g n; without a norm dx = g.
+struct QkNormRopeBackward {
+  QkNormRope call; // the forward one; its outputs and its cache are not read
+
+  const void *grad_q, *grad_k; // [B,H,L,D] and [B,G,L,D], of call.dtype
+  Strides grad_q_strides, grad_k_strides;
+  void *dq, *dk;                        // [B,L,H,D] and [B,L,G,D], contiguous
+  float *grad_q_weight, *grad_k_weight; // [D]; null without a norm
+};
+
+// The sums are taken in an order that depends on the shape alone. Throws std::invalid_argument as
+// qk_norm_rope.
+void qk_norm_rope_backward(const QkNormRopeBackward &backward);
+
 } // namespace videoar

@@ -124,3 +124,98 @@ template <typename T, typename C> void rotate_tokens(const QkNormRope &call) {
     for (int64_t token = 0; token < call.length; ++token)
       rotate_token<T, C>(call, q_weight, k_weight, row, token);
 }
+
+// The two halves of a gradient turned back: what the pairs had before the rotation.
+struct Pair {
+  Floats first, second;
+};
+
+template <typename T>
+VIDEOAR_INLINE Pair turned_back(const T *grad, const float *cos, const float *sin, int64_t half,
+                                int64_t i, int64_t count) {
+  const Floats first = load_n(grad + i, count), second = load_n(grad + half + i, count);
+  const Floats c = load_n(cos + i, count), s = load_n(sin + i, count);
+  return {first * c + second * s, second * c - first * s};
+}
+
+// The gradient of one head of one token; `partial` gains what the weight gets from it.
+template <typename T>
+VIDEOAR_INLINE void rotate_back_head(const T *x, const T *grad, const float *weight,
+                                     const float *cos, const float *sin, int64_t width, float eps,
+                                     T *dx, float *partial) {
+  const int64_t half = width / 2;
+  if (!weight) {
+    for_vectors(half, [&](int64_t i, int64_t count) {
+      const Pair g = turned_back(grad, cos, sin, half, i, count);
+      store_n(dx + i, g.first, count);
+      store_n(dx + half + i, g.second, count);
+    });
+    return;
+  }
+  const Floats scale = broadcast(inverse_rms(x, width, eps));
+  Floats front{}, back{};
+  for_vectors(half, [&](int64_t i, int64_t count) {
+    const Pair g = turned_back(grad, cos, sin, half, i, count);
+    front = fma(g.first * load_n(weight + i, count), load_n(x + i, count), front);
+    back = fma(g.second * load_n(weight + half + i, count), load_n(x + half + i, count), back);
+  });
+  const Floats mean = broadcast(sum((front + back) * scale) / static_cast<float>(width));
+  for_vectors(half, [&](int64_t i, int64_t count) {
+    const Pair g = turned_back(grad, cos, sin, half, i, count);
+    const auto finish = [&](int64_t at, Floats gradient) {
+      const Floats n = load_n(x + at, count) * scale;
+      store_n(partial + at, fma(gradient, n, load_n(partial + at, count)), count);
+      store_n(dx + at, (gradient * load_n(weight + at, count) - n * mean) * scale, count);
+    };
+    finish(i, g.first);
+    finish(half + i, g.second);
+  });
+}
+
+// All heads of one token of one row.
+template <typename T>
+void rotate_back_token(const QkNormRopeBackward &backward, const float *q_weight,
+                       const float *k_weight, int64_t row, int64_t token, float *q_sums,
+                       float *k_sums) {
+  const QkNormRope &call = backward.call;
+  float cos[kMaxWidth / 2], sin[kMaxWidth / 2];
+  rope_table(call.positions + row * call.position_strides[0] + token * call.position_strides[1],
+             call.position_strides[2], call, cos, sin);
+  const int64_t width = call.width, place = row * call.length + token;
+  const auto turn = [&](const void *x, const Strides &x_strides, const void *grad,
+                        const Strides &grad_strides, const float *weight, int64_t heads, void *dx,
+                        float *sums) {
+    for (int64_t head = 0; head < heads; ++head)
+      rotate_back_head(static_cast<const T *>(x) + offset(x_strides, row, head, token),
+                       static_cast<const T *>(grad) + offset(grad_strides, row, head, token),
+                       weight, cos, sin, width, call.eps,
+                       static_cast<T *>(dx) + (place * heads + head) * width, sums);
+  };
+  turn(call.q, call.q_strides, backward.grad_q, backward.grad_q_strides, q_weight, call.heads,
+       backward.dq, q_sums);
+  turn(call.k, call.k_strides, backward.grad_k, backward.grad_k_strides, k_weight, call.groups,
+       backward.dk, k_sums);
+}
+
+// The sums hold a row for every kBlockTokens tokens, or are null.
+template <typename T>
+void rotate_back_tokens(const QkNormRopeBackward &backward, float *q_sums, float *k_sums) {
+  const QkNormRope &call = backward.call;
+  float q_buffer[kMaxWidth], k_buffer[kMaxWidth];
+  const float *q_weight = widen_weight(call.q_weight, call.q_weight_dtype, call.width, q_buffer);
+  const float *k_weight = widen_weight(call.k_weight, call.k_weight_dtype, call.width, k_buffer);
+  const int64_t width = call.width, tokens = call.batch * call.length;
+  const int64_t blocks = (tokens + kBlockTokens - 1) / kBlockTokens;
+  const bool parallel = tokens * (call.heads + call.groups) * width >= kParallelElements;
+#pragma omp parallel for schedule(static) if (parallel)
+  for (int64_t block = 0; block < blocks; ++block) {
+    float *q_mine = q_sums ? q_sums + block * width : nullptr;
+    float *k_mine = k_sums ? k_sums + block * width : nullptr;
+    for (int64_t i = 0; q_sums && i < width; ++i)
+      q_mine[i] = k_mine[i] = 0;
+    const int64_t first = block * kBlockTokens, last = std::min(first + kBlockTokens, tokens);
+    for (int64_t place = first; place < last; ++place)
+      rotate_back_token<T>(backward, q_weight, k_weight, place / call.length, place % call.length,
+                           q_mine, k_mine);
+  }
+}

@@ -24,4 +24,15 @@ void swiglu(const SwiGlu &call) {
             [&](auto element) { VIDEOAR_DISPATCH(swiglu_rows<decltype(element)>(call)); });
 }
 
+void swiglu_backward(const SwiGluBackward &call) {
+  VIDEOAR_CHECK(call.rows >= 0 && call.width >= 0, "rows ", call.rows, ", width ", call.width);
+  if (call.rows == 0 || call.width == 0)
+    return;
+  VIDEOAR_CHECK(call.gate && call.up && call.grad && call.grad_gate && call.grad_up, "gate ",
+                call.gate, ", up ", call.up, ", grad ", call.grad, ", grad_gate ", call.grad_gate,
+                ", grad_up ", call.grad_up);
+  with_type(call.dtype,
+            [&](auto element) { VIDEOAR_DISPATCH(swiglu_backward_rows<decltype(element)>(call)); });
+}
+
 } // namespace videoar

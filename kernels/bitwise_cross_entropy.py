@@ -14,6 +14,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 from torch.nn.functional import linear, softplus
 
+from videoar.kernels.bitwise_cross_entropy_cpp import bitwise_cross_entropy_cpp
 from videoar.kernels.dispatch import select
 from videoar.kernels.jit import jit, tl
 from videoar.kernels.rows import as_rows, check_devices, check_dtype
@@ -51,7 +52,8 @@ def bitwise_cross_entropy(
         ValueError: a shape or dtype that does not fit, naming the argument.
     """
     _check(x, bits, weight, mask, reduction)
-    implementation = select("bitwise_cross_entropy", x, _BITWISE_CROSS_ENTROPY)
+    others = {"bits": bits, "weight": weight, "mask": mask}
+    implementation = select("bitwise_cross_entropy", x, _BITWISE_CROSS_ENTROPY, **others)
     return implementation(x, bits, weight, mask=mask, reduction=reduction)
 
 
@@ -248,6 +250,8 @@ def _bitwise_cross_entropy_triton(
 
 _BITWISE_CROSS_ENTROPY = {
     "reference": bitwise_cross_entropy_ref,
+    "cpp": bitwise_cross_entropy_cpp,
+    "cpp_grad": bitwise_cross_entropy_cpp,
     "triton": _bitwise_cross_entropy_triton,
 }
 

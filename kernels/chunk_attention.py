@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import scaled_dot_product_attention
 
+from videoar.kernels.chunk_attention_cpp import chunk_attention_cpp, chunk_attention_cpp_grad
 from videoar.kernels.chunk_attention_triton import chunk_attention_triton
 from videoar.kernels.chunk_blocks import Chunks
 from videoar.kernels.dispatch import select
@@ -39,8 +40,8 @@ def chunk_attention(
     """Attention under the block-wise causal mask (arXiv 2601.05966, Eq. 5 and 9).
 
     Args:
-        q_BHLD: `[B,H,L,D]`, floating, any strides. On a GPU: float32, float16 or bfloat16, D at
-            most 256.
+        q_BHLD: `[B,H,L,D]`, floating, any strides. The kernels (see `dispatch`) take D up to 256,
+            the one of a GPU float32, float16 or bfloat16.
         k_BGLD: `[B,G,L,D]`, of the dtype of q; G divides H.
         v_BGLD: as k.
         schedule: the chunks of the video part.
@@ -50,8 +51,8 @@ def chunk_attention(
         frame_visible: bool `[F,F]` or `[B,F,F]` on any device, [query frame, key frame], read for
             earlier frames only; None: every earlier frame is visible.
         scale: of the scores; None: D^-1/2.
-        mask: `chunk_mask` of these same arguments, to build it once for all layers; a kernel that
-            works from the schedule does not read it.
+        mask: `chunk_mask` of these same arguments, for the reference alone, which otherwise makes
+            it: the kernels work from the schedule, and nothing they make has the size L x L.
         return_lse: also return the log of the softmax denominators.
 
     Returns:
@@ -66,7 +67,7 @@ def chunk_attention(
         _check_mask(mask, q_BHLD.shape[0], q_BHLD.shape[2])
     check_devices(q=q_BHLD, k=k_BGLD, v=v_BGLD, mask=mask)
     _check_visibility(schedule, text_len, text_lengths, frame_visible, q_BHLD.shape[0])
-    implementation = select("chunk_attention", q_BHLD, _IMPLEMENTATIONS)
+    implementation = select("chunk_attention", q_BHLD, _IMPLEMENTATIONS, k=k_BGLD, v=v_BGLD)
     return implementation(
         q_BHLD,
         k_BGLD,
@@ -103,7 +104,12 @@ def chunk_attention_ref(
     return masked_attention(q_BHLD, k_BGLD, v_BGLD, mask, scale)
 
 
-_IMPLEMENTATIONS = {"reference": chunk_attention_ref, "triton": chunk_attention_triton}
+_IMPLEMENTATIONS = {
+    "reference": chunk_attention_ref,
+    "cpp": chunk_attention_cpp,
+    "cpp_grad": chunk_attention_cpp_grad,
+    "triton": chunk_attention_triton,
+}
 
 
 def chunk_mask(

@@ -1,11 +1,13 @@
 """The one rule that decides which implementation of an operation serves a call.
 
-A CUDA tensor is served by the op's "triton" kernel, a CPU tensor by its "cpp" kernel. The C++
-kernels compute float32 and bfloat16, and have no backward: on a CPU, a call with another floating
-dtype and a call that autograd must record (gradients are enabled and an input requires one) are
-served by "reference", the plain-PyTorch twin that every op has. So are an op whose kernel for the
-device is not written yet and a device that has no kernels (such as meta). All of this can be read
-off the call; nothing else moves it: a kernel that exists and cannot serve its arguments raises.
+A CUDA tensor is served by the op's "triton" kernel, a CPU tensor by its "cpp" kernel. A CPU call
+that autograd must record (gradients are enabled and an input requires one) is served by the op's
+"cpp_grad" implementation, the C++ kernel with its backward; ops that training does not call have
+none. The C++ kernels compute float32 and bfloat16: a call with another floating dtype, and a
+recorded one of an op without a C++ backward, are served by "reference", the plain-PyTorch twin
+that every op has. So are an op whose kernel for the device is not written yet and a device that
+has no kernels (such as meta). All of this can be read off the call; nothing else moves it: a kernel
+that exists and cannot serve its arguments raises.
 
 `use_backend` overrides the rule, for tests and baselines.
 """
@@ -63,7 +65,8 @@ def select(
     Args:
         op: name of the operation, for messages.
         tensor: the tensor whose device decides.
-        implementations: what is written, by backend; "reference" is always among them.
+        implementations: what is written, by backend, and "cpp_grad"; "reference" is always among
+            them.
         others: the call's other tensors, by argument name. An op with a "cpp" implementation, which
             reads memory by address, passes all of them.
 
@@ -76,13 +79,17 @@ def select(
         kernel = _KERNEL_OF_DEVICE.get(tensor.device.type, "reference")
         if kernel not in implementations:
             return implementations["reference"]
-        if kernel == "cpp" and _beyond_cpp(tensor, others):
-            return implementations["reference"]
+        if kernel == "cpp":
+            kernel, reason = _form_on_cpu(tensor, others, implementations)
+            return implementations["reference" if reason else kernel]
         return implementations[kernel]
     if forced not in implementations:
-        raise ValueError(f"{op}: no {forced!r} backend, it has {sorted(implementations)}")
-    if forced == "cpp" and (reason := _beyond_cpp(tensor, others)):
-        raise ValueError(f"{op}: the 'cpp' backend {reason}")
+        existing = sorted(implementations.keys() & set(BACKENDS))
+        raise ValueError(f"{op}: no {forced!r} backend, it has {existing}")
+    if forced == "cpp":
+        forced, reason = _form_on_cpu(tensor, others, implementations)
+        if reason:
+            raise ValueError(f"{op}: the 'cpp' backend {reason}")
     if forced == "triton" and tensor.device.type != "cuda" and not _interpreted():
         raise ValueError(
             f"{op}: the 'triton' backend needs a CUDA tensor or TRITON_INTERPRET=1, "
@@ -91,25 +98,29 @@ def select(
     return implementations[forced]
 
 
-def _beyond_cpp(tensor: Tensor, others: Mapping[str, Tensor | None]) -> str | None:
-    """Why the call is not one for a C++ kernel, or None.
+def _form_on_cpu(
+    tensor: Tensor, others: Mapping[str, Tensor | None], implementations: Mapping[str, object]
+) -> tuple[str, str | None]:
+    """Which C++ form serves the call, "cpp" or "cpp_grad", and why none does, or None.
 
     Raises:
         ValueError: `tensor` is on the CPU and another one is not.
     """
     if not tensor.is_cpu:
-        return f"needs a CPU tensor, got one on {tensor.device}"
-    grad = torch.is_grad_enabled()
+        return "cpp", f"needs a CPU tensor, got one on {tensor.device}"
+    form, grad, reason = "cpp", torch.is_grad_enabled(), None
     for name, t in (("", tensor), *others.items()):
         if t is None:
             continue
         if not t.is_cpu:
             raise ValueError(f"{name}: expected on cpu, got on {t.device}")
         if t.dtype not in CPP_DTYPES and t.is_floating_point():
-            return f"computes {CPP_DTYPES}, got {t.dtype}"
+            return form, f"computes {CPP_DTYPES}, got {t.dtype}"
         if grad and t.requires_grad:
-            return "has no backward, and autograd would have to record this call"
-    return None
+            form = "cpp_grad"
+    if form not in implementations:
+        reason = "has no backward, and autograd would have to record this call"
+    return form, reason
 
 
 def _interpreted() -> bool:

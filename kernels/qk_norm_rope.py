@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 
 from videoar.kernels.dispatch import select
-from videoar.kernels.qk_norm_rope_cpp import qk_norm_rope_cpp
+from videoar.kernels.qk_norm_rope_cpp import qk_norm_rope_cpp, qk_norm_rope_cpp_grad
 from videoar.kernels.qk_norm_rope_triton import qk_norm_rope_triton
 from videoar.kernels.rows import check_devices
 from videoar.kernels.values import values_known
@@ -144,6 +144,7 @@ def qk_norm_rope_ref(
 _IMPLEMENTATIONS = {
     "reference": qk_norm_rope_ref,
     "cpp": qk_norm_rope_cpp,
+    "cpp_grad": qk_norm_rope_cpp_grad,
     "triton": qk_norm_rope_triton,
 }
 

@@ -1,10 +1,11 @@
-"""The C++ kernel of `qk_norm_rope` (csrc/qk_norm_rope.h)."""
+"""The C++ kernels of `qk_norm_rope`, forward and backward (csrc/qk_norm_rope.h)."""
 
 from functools import lru_cache
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
+from torch.autograd.function import once_differentiable
 
 from videoar.kernels.cpp import _C, DTYPE_CODES, address
 
@@ -68,6 +69,82 @@ def qk_norm_rope_cpp(
         *(_NO_CACHE if cache is None else _cache_arguments(cache, v, start)),
     )
     return q_out, k_out
+
+
+def qk_norm_rope_cpp_grad(
+    q_BHLD: Tensor,
+    k_BGLD: Tensor,
+    positions: Tensor,
+    *,
+    q_weight: Tensor | None = None,
+    k_weight: Tensor | None = None,
+    **options: Any,
+) -> tuple[Tensor, Tensor]:
+    """As `qk_norm_rope_cpp`, recorded by autograd; the cache is written without gradient."""
+    return _QkNormRope.apply(q_BHLD, k_BGLD, q_weight, k_weight, positions, options)
+
+
+class _QkNormRope(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, q, k, q_weight, k_weight, positions, options):
+        ctx.save_for_backward(q, k, q_weight, k_weight, positions)
+        ctx.options = {name: options[name] for name in ("sections", "theta", "eps")}
+        return qk_norm_rope_cpp(q, k, positions, q_weight=q_weight, k_weight=k_weight, **options)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx, grad_q, grad_k):
+        return *_backward(*ctx.saved_tensors, grad_q, grad_k, **ctx.options), None, None
+
+
+def _backward(
+    q: Tensor,
+    k: Tensor,
+    q_weight: Tensor | None,
+    k_weight: Tensor | None,
+    positions: Tensor,
+    grad_q: Tensor,
+    grad_k: Tensor,
+    *,
+    sections: "Sections",
+    theta: float,
+    eps: float,
+) -> tuple[Tensor | None, ...]:
+    """Gradients of q, k, q_weight and k_weight; those of q and k lie as `[B,L,H,D]`."""
+    batch, heads, length, width = q.shape
+    dq = torch.empty(batch, length, heads, width, dtype=q.dtype)
+    dk = torch.empty(batch, length, k.shape[1], width, dtype=q.dtype)
+    q, k, grad_q, grad_k = (_dense(x) for x in (q, k, grad_q, grad_k))
+    positions, powers = positions.to(torch.int64), frequencies(width // 2, theta)
+    strides, norm = positions.stride(), q_weight is not None
+    weights = [w.contiguous() for w in (q_weight, k_weight)] if norm else [None, None]
+    sums = [torch.empty(width) if norm else None for _ in weights]
+    _C.qk_norm_rope_backward(
+        q.shape,
+        k.shape[1],
+        DTYPE_CODES[q.dtype],
+        q.data_ptr(),
+        q.stride(),
+        k.data_ptr(),
+        k.stride(),
+        positions.data_ptr(),
+        strides if len(strides) == 3 else (0, *strides),
+        sections,
+        powers.data_ptr(),
+        *map(address, weights),
+        *(DTYPE_CODES[w.dtype] if norm else 0 for w in weights),
+        eps,
+        grad_q.data_ptr(),
+        grad_q.stride(),
+        grad_k.data_ptr(),
+        grad_k.stride(),
+        dq.data_ptr(),
+        dk.data_ptr(),
+        *map(address, sums),
+    )
+    if norm:
+        sums = [total.to(w.dtype) for total, w in zip(sums, weights, strict=True)]
+    return dq.transpose(1, 2), dk.transpose(1, 2), *sums
 
 
 @lru_cache(maxsize=16)

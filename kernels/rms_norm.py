@@ -13,7 +13,7 @@ from torch.autograd.function import once_differentiable
 
 from videoar.kernels.dispatch import select
 from videoar.kernels.jit import jit, pdl_options, tl, triton, wait_then_release
-from videoar.kernels.rms_norm_cpp import rms_norm_cpp
+from videoar.kernels.rms_norm_cpp import rms_norm_cpp, rms_norm_cpp_grad
 from videoar.kernels.rows import as_rows, check_devices, check_dtype
 from videoar.kernels.variant import Variant
 
@@ -264,7 +264,12 @@ def _rms_norm_triton(
     return y if residual is None else (y, s)
 
 
-_RMS_NORM = {"reference": rms_norm_ref, "cpp": rms_norm_cpp, "triton": _rms_norm_triton}
+_RMS_NORM = {
+    "reference": rms_norm_ref,
+    "cpp": rms_norm_cpp,
+    "cpp_grad": rms_norm_cpp_grad,
+    "triton": _rms_norm_triton,
+}
 
 
 def aot_variants() -> list[Variant]:

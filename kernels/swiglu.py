@@ -14,7 +14,7 @@ from torch.nn.functional import silu
 from videoar.kernels.dispatch import select
 from videoar.kernels.jit import jit, pdl_options, tl, wait_then_release
 from videoar.kernels.rows import as_rows, check_devices, check_dtype
-from videoar.kernels.swiglu_cpp import swiglu_cpp
+from videoar.kernels.swiglu_cpp import swiglu_cpp, swiglu_cpp_grad
 from videoar.kernels.variant import Variant
 
 # Eight elements a thread: one load of 16 bytes from each input in bfloat16.
@@ -188,7 +188,12 @@ def _swiglu_triton(gate: Tensor, up: Tensor) -> Tensor:
     return _SwiGLU.apply(gate, up)
 
 
-_SWIGLU = {"reference": swiglu_ref, "cpp": swiglu_cpp, "triton": _swiglu_triton}
+_SWIGLU = {
+    "reference": swiglu_ref,
+    "cpp": swiglu_cpp,
+    "cpp_grad": swiglu_cpp_grad,
+    "triton": _swiglu_triton,
+}
 
 
 def aot_variants() -> list[Variant]:

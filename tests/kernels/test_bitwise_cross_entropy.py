@@ -11,7 +11,7 @@ from videoar.kernels.bitwise_cross_entropy import (
     bitwise_cross_entropy_ref,
 )
 
-TRITON = True
+TRITON = CPP = True
 pytestmark = pytest.mark.usefixtures("poisoned")
 
 

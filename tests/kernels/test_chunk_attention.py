@@ -19,7 +19,7 @@ from videoar.kernels.chunk_attention_triton import chunk_attention_tiles
 from videoar.kernels.chunk_blocks import block_lists, token_table, visibility
 from videoar.runtime.schedule import ChunkSchedule
 
-TRITON = True
+TRITON = CPP = True
 pytestmark = pytest.mark.usefixtures("poisoned")
 GRIDS = st.lists(st.tuples(st.integers(1, 2), st.integers(1, 3)), min_size=1, max_size=3)
 VIDEOS = st.builds(ChunkSchedule.video, st.integers(1, 4), GRIDS.map(tuple))
@@ -284,6 +284,66 @@ def test_repeated_gradients_are_equal(device):
 
     for a, b in zip(gradients(), gradients(), strict=True):
         assert torch.equal(a, b)
+
+
+def test_the_same_bits_from_any_number_of_threads(on_every_cpu):
+    """A key head is one thread's, so neither a result nor a gradient depends on who shares it."""
+    schedule = ChunkSchedule.video(3, ((1, 1), (5, 5), (7, 10)))
+    text_lengths, visible = random_visibility(3, 3, 70)
+    leaves = [x.requires_grad_() for x in random_qkv(3, 70 + schedule.num_tokens, width=72)]
+    options = {"text_len": 70, "text_lengths": text_lengths, "frame_visible": visible}
+
+    def run():
+        out, lse = chunk_attention(*leaves, schedule, return_lse=True, **options)
+        loss = out.square().sum() + lse[lse.isfinite()].sum()
+        return [out, lse, *torch.autograd.grad(loss, leaves)]
+
+    results = on_every_cpu(run)
+    for first in range(0, len(results), 3):
+        for other in results[first + 1 : first + 3]:
+            assert all(torch.equal(a, b) for a, b in zip(results[first], other, strict=True))
+
+
+def test_hidden_frames_are_not_read():
+    """NaN in a frame that nobody sees, and in padding, reaches no other frame."""
+    visible = torch.ones(2, 3, 3, dtype=torch.bool)
+    visible[1, 1:, 0] = False
+    leaves = random_qkv(2, 4 + SMALL.num_tokens)
+    for x in leaves:
+        x[1, :, 2:9] = math.nan  # padding, then frame 0
+        x.requires_grad_()
+    options = {"text_lengths": torch.tensor([4, 2]), "frame_visible": visible}
+    out = chunk_attention(*leaves, SMALL, text_len=4, **options)
+    assert out[0].isfinite().all()
+    assert out[1, :, 9:].isfinite().all()
+    # Only the frames that are in order take part.
+    loss = out[0].square().sum() + out[1, :, 9:].square().sum()
+    for grad in torch.autograd.grad(loss, leaves[1:]):
+        assert grad[1, :, 9:].isfinite().all()
+
+
+def test_a_frame_visible_to_nobody_has_no_gradient(device):
+    visible = torch.ones(3, 3, dtype=torch.bool, device=device)
+    visible[:, 0] = False
+    leaves = [x.requires_grad_() for x in random_qkv(1, SMALL.num_tokens, device=device)]
+    out = chunk_attention(*leaves, SMALL, frame_visible=visible)
+    for grad in torch.autograd.grad(out[:, :, 5:].square().sum(), leaves):
+        assert (grad[:, :, :5] == 0).all()
+        assert (grad[:, :, 5:] != 0).any()
+
+
+def test_no_second_derivative():
+    leaves = [x.requires_grad_() for x in random_qkv(1, SMALL.num_tokens)]
+    out = chunk_attention(*leaves, SMALL)
+    (grad,) = torch.autograd.grad(out.square().sum(), leaves[:1], create_graph=True)
+    with pytest.raises(RuntimeError, match="once_differentiable"):
+        grad.sum().backward()
+
+
+def test_the_cpp_kernel_refuses():
+    qkv = random_qkv(1, SMALL.num_tokens, width=257)
+    with pytest.raises(ValueError, match="width 257, at most 256"):
+        chunk_attention(*qkv, SMALL)
 
 
 @pytest.mark.parametrize("text_len", [0, 21])

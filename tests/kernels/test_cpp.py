@@ -6,7 +6,9 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 import torch
 
+from videoar.kernels.bitwise_cross_entropy import bitwise_cross_entropy
 from videoar.kernels.cached_attention import cached_attention, cached_attention_ref
+from videoar.kernels.dispatch import use_backend
 from videoar.kernels.qk_norm_rope import CacheWrite, qk_norm_rope, qk_norm_rope_ref, rope_sections
 from videoar.kernels.rms_norm import rms_norm, rms_norm_ref
 from videoar.kernels.swiglu import swiglu, swiglu_ref
@@ -14,6 +16,7 @@ from videoar.kernels.swiglu import swiglu, swiglu_ref
 CPP = True
 pytestmark = pytest.mark.usefixtures("poisoned")
 DTYPES = [torch.float32, torch.bfloat16]
+ROTATED = ("q_BHLD", "k_BGLD", "q_weight", "k_weight")
 
 
 @pytest.fixture
@@ -147,6 +150,50 @@ def big_calls(dtype):
         "cached_attention": lambda: cached_attention(*attention),
         "qk_norm_rope": lambda: qk_norm_rope(**rope)[0],
     }
+
+
+def big_gradients(dtype):
+    """Calls whose backward pass is shared out, as functions that give all gradients."""
+    norm = [t.clone().requires_grad_() for t in norm_case(700, 1536, dtype)]
+    halves = [t.requires_grad_() for t in torch.randn(2, 130, 6272).to(dtype)]
+    case = rope_case(2, 6, 6, 333, 128, dtype) | {"cache": None}
+    turned = {name: t.requires_grad_() for name, t in case.items() if name in ROTATED}
+    logits, bits = torch.randn(3000, 96).to(dtype).requires_grad_(), torch.rand(3000, 48) < 0.5
+    return {
+        "rms_norm": lambda: gradients(rms_norm(*norm), norm),
+        "swiglu": lambda: gradients([swiglu(*halves)], halves),
+        "qk_norm_rope": lambda: gradients(qk_norm_rope(**(case | turned)), turned.values()),
+        "bitwise_cross_entropy": lambda: gradients([bitwise_cross_entropy(logits, bits)], [logits]),
+    }
+
+
+def gradients(outputs, leaves):
+    """Of a sum of the squares, so that no two of a tensor's incoming gradients are equal."""
+    loss = sum(out.float().square().sum() for out in outputs)
+    return torch.autograd.grad(loss, list(leaves))
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("op", ["rms_norm", "swiglu", "qk_norm_rope", "bitwise_cross_entropy"])
+def test_threads_change_no_gradient(op, dtype, two_threads):
+    call = big_gradients(dtype)[op]
+    two_threads(1)
+    alone = call()
+    for threads in (2, 3):
+        two_threads(threads)
+        assert all(torch.equal(a, b) for a, b in zip(call(), alone, strict=True))
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("op", ["rms_norm", "swiglu", "qk_norm_rope", "bitwise_cross_entropy"])
+def test_gradients_of_many_rows_equal_the_reference(op, dtype, assert_near):
+    call = big_gradients(dtype)[op]
+    with use_backend("cpp"):
+        got = call()
+    with use_backend("reference"):
+        expected = call()
+    for a, b in zip(got, expected, strict=True):
+        assert_near(a, b)
 
 
 @pytest.mark.parametrize("dtype", DTYPES)

@@ -4,7 +4,10 @@ import pytest
 import torch
 
 from videoar import _C
+from videoar.kernels.bitwise_cross_entropy import bitwise_cross_entropy
 from videoar.kernels.dispatch import use_backend
+from videoar.kernels.group_norm_silu import group_norm_silu
+from videoar.kernels.qk_norm_rope import qk_norm_rope
 from videoar.kernels.rms_norm import rms_norm, rms_norm_ref
 from videoar.kernels.swiglu import swiglu
 
@@ -24,6 +27,45 @@ SWIGLU_ARGUMENTS = {
     "stride_up": 4,
     "dtype": 0,
 }
+NORM_BACKWARD_ARGUMENTS = {
+    **dict.fromkeys(("s", "weight", "grad_y", "grad_s", "grad_x", "grad_weight"), 64),
+    **dict.fromkeys(("stride_s", "stride_y", "stride_grad_s", "width"), 4),
+    **dict.fromkeys(("dtype", "weight_dtype"), 0),
+    "rows": 1,
+    "eps": 1e-6,
+}
+SWIGLU_BACKWARD_ARGUMENTS = {
+    **dict.fromkeys(("gate", "up", "grad", "grad_gate", "grad_up"), 64),
+    **dict.fromkeys(("stride_gate", "stride_up", "stride_grad", "width"), 4),
+    "rows": 1,
+    "dtype": 0,
+}
+LOSS_ARGUMENTS = {
+    **dict.fromkeys(("x", "bits", "loss", "total"), 64),
+    **dict.fromkeys(("mask", "dtype"), 0),
+    **dict.fromkeys(("num_bits", "stride_bits"), 4),
+    "rows": 1,
+    "stride_x": 8,
+}
+ROPE_BACKWARD_ARGUMENTS = {
+    **dict.fromkeys(("q", "k", "positions", "frequencies", "q_weight", "k_weight"), 64),
+    **dict.fromkeys(("grad_q", "grad_k", "dq", "dk", "grad_q_weight", "grad_k_weight"), 64),
+    **dict.fromkeys(("q_strides", "k_strides", "grad_q_strides", "grad_k_strides"), (8, 8, 8, 1)),
+    **dict.fromkeys(("dtype", "q_weight_dtype", "k_weight_dtype"), 0),
+    "q_shape": (1, 1, 1, 8),
+    "groups": 1,
+    "position_strides": (0, 3, 1),
+    "sections": (2, 1, 1),
+    "eps": 1e-6,
+}
+ARGUMENTS = {
+    "rms_norm": NORM_ARGUMENTS,
+    "rms_norm_backward": NORM_BACKWARD_ARGUMENTS,
+    "swiglu": SWIGLU_ARGUMENTS,
+    "swiglu_backward": SWIGLU_BACKWARD_ARGUMENTS,
+    "bitwise_cross_entropy": LOSS_ARGUMENTS,
+    "qk_norm_rope_backward": ROPE_BACKWARD_ARGUMENTS,
+}
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.float64])
@@ -34,16 +76,47 @@ def test_reference_serves_other_dtypes_and_cpp_refuses_them(dtype):
         rms_norm(x, weight)
 
 
-def test_reference_serves_what_autograd_records_and_cpp_refuses_it():
-    x, weight = torch.randn(3, 8), torch.randn(8, requires_grad=True)
-    assert rms_norm(x, weight).requires_grad
+def test_reference_serves_what_autograd_records_without_a_backward_and_cpp_refuses_it():
+    x, weight, bias = torch.randn(3, 2, 2, 8, requires_grad=True), torch.ones(8), torch.zeros(8)
+    assert group_norm_silu(x, weight, bias, 2).requires_grad
     with use_backend("cpp"):
-        with pytest.raises(ValueError, match=r"^rms_norm: .*no backward"):
-            rms_norm(x, weight)
+        with pytest.raises(ValueError, match=r"^group_norm_silu: .*no backward"):
+            group_norm_silu(x, weight, bias, 2)
         with torch.no_grad():
-            assert not rms_norm(x, weight).requires_grad
+            assert not group_norm_silu(x, weight, bias, 2).requires_grad
         with torch.inference_mode():
-            rms_norm(x, weight)
+            group_norm_silu(x, weight, bias, 2)
+
+
+def recorded_calls():
+    """Every op with a C++ backward, of float32 leaves of 8 channels; all are one function's x."""
+    bits = torch.rand(2, 3, 5, 4) < 0.5
+    positions = torch.arange(15).view(5, 3)
+
+    def rope(x):
+        return qk_norm_rope(x, x * 2, positions, sections=(2, 1, 1))[0]
+
+    return {
+        "rms_norm": lambda x: rms_norm(x, torch.ones(8)),
+        "swiglu": lambda x: swiglu(x, x + 1),
+        "qk_norm_rope": rope,
+        "bitwise_cross_entropy": lambda x: bitwise_cross_entropy(x, bits),
+    }
+
+
+@pytest.mark.parametrize("op", recorded_calls())
+def test_what_is_recorded_has_a_first_derivative_and_no_second(op):
+    x = torch.randn(2, 3, 5, 8, requires_grad=True)
+    call = recorded_calls()[op]
+    with use_backend("cpp"):
+        out = call(x)
+        with torch.no_grad():
+            plain = call(x)
+    assert not plain.requires_grad
+    assert torch.equal(out, plain)
+    (first,) = torch.autograd.grad(out.square().sum(), x, create_graph=True)
+    with pytest.raises(RuntimeError, match="once_differentiable"):
+        first.sum().backward()
 
 
 def test_a_tensor_elsewhere_is_refused():
@@ -79,13 +152,27 @@ def test_instruction_sets():
         ("swiglu", {"rows": -1}, "rows -1"),
         ("swiglu", {"up": 0}, "up "),
         ("swiglu", {"dtype": 2}, "dtype 2"),
+        ("rms_norm_backward", {"rows": -1}, "rows -1"),
+        ("rms_norm_backward", {"grad_y": 0}, "grad_y "),
+        ("rms_norm_backward", {"weight_dtype": 3}, "dtype 3"),
+        ("swiglu_backward", {"width": -4}, "width -4"),
+        ("swiglu_backward", {"grad_up": 0}, "grad_up "),
+        ("bitwise_cross_entropy", {"num_bits": -1}, "num_bits -1"),
+        ("bitwise_cross_entropy", {"bits": 0}, "bits "),
+        ("qk_norm_rope_backward", {"groups": -1}, "groups -1"),
+        ("qk_norm_rope_backward", {"dq": 0}, "dq "),
+        ("qk_norm_rope_backward", {"grad_k_strides": (8, 8, 8, 2)}, "grad_k 2 elements apart"),
+        ("qk_norm_rope_backward", {"k_weight": 0}, "k_weight "),
+        ("qk_norm_rope_backward", {"grad_q_weight": 0}, "grad_q_weight "),
+        ("qk_norm_rope_backward", {"sections": (2, 2, 1)}, "sections 2, 2, 1"),
     ],
 )
 def test_bindings_check_before_they_touch_memory(op, change, message):
     """Address 64 holds nothing: a kernel that went on would crash."""
-    arguments = {"rms_norm": NORM_ARGUMENTS, "swiglu": SWIGLU_ARGUMENTS}[op]
-    with pytest.raises(ValueError, match=rf"{op}\.cpp:\d+: .*{message}|dtype\.h:\d+: .*{message}"):
-        getattr(_C, op)(**(arguments | change))
+    file = op.removesuffix("_backward")
+    pattern = rf"{file}\.cpp:\d+: .*{message}|dtype\.h:\d+: .*{message}"
+    with pytest.raises(ValueError, match=pattern):
+        getattr(_C, op)(**(ARGUMENTS[op] | change))
 
 
 @pytest.mark.parametrize(

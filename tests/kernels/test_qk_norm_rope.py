@@ -147,6 +147,40 @@ def test_gradients_match_float64(length, width, norm, assert_near, device):
         assert_near(a, b)
 
 
+@pytest.mark.parametrize("per_row", [False, True])
+def test_gradients_of_any_layout(per_row, assert_near, device):
+    """Channels of the incoming gradients, or all of a gradient, lie apart or on each other."""
+    q, k, positions = (t.to(device) for t in random_case(length=17))
+    positions = (positions if per_row else positions[0]).int()
+    grads = torch.randn(2, 4, 16, 17, device=device).mT, torch.ones(1, device=device)
+
+    def run(function, dtype):
+        inputs = [t.to(dtype).requires_grad_() for t in (q, k)]
+        out = function(*inputs, positions, sections=(2, 3, 3))
+        incoming = [g.to(dtype).expand_as(o) for g, o in zip(grads, out, strict=True)]
+        return torch.autograd.grad(out, inputs, incoming)
+
+    expected = run(qk_norm_rope_ref, torch.float64)
+    for a, b in zip(run(qk_norm_rope, torch.float32), expected, strict=True):
+        assert_near(a, b)
+
+
+def test_gradient_through_the_keys_alone(assert_near, device):
+    q, k, positions = (t.to(device) for t in random_case())
+    weights = torch.randn(2, 16, device=device)
+
+    def run(function, dtype):
+        leaves = [t.to(dtype).requires_grad_() for t in (q, k, *weights)]
+        options = {"q_weight": leaves[2], "k_weight": leaves[3], "sections": (2, 3, 3)}
+        out = function(*leaves[:2], positions, **options)[1]
+        return torch.autograd.grad(out.square().sum(), leaves, allow_unused=True)
+
+    got, expected = run(qk_norm_rope, torch.float32), run(qk_norm_rope_ref, torch.float64)
+    assert all((got[i] == 0).all() and expected[i] is None for i in (0, 2))
+    assert_near(got[1], expected[1])
+    assert_near(got[3], expected[3])
+
+
 def test_far_positions(device):
     """Angles of thousands of turns, each frequency and angle rounded once."""
     q, k, _ = random_case(length=17, width=64)
