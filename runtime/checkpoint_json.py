@@ -3,13 +3,12 @@
 import json
 import os
 import re
-import sys
-import types
 from collections.abc import Mapping
-from dataclasses import MISSING, asdict, fields, is_dataclass
+from dataclasses import asdict
 from pathlib import Path
-from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
+from typing import Any
 
+from videoar.runtime.build_config import Config, build_config, kind_name
 from videoar.runtime.errors import CheckpointError
 
 CONFIG_NAME = "config.json"
@@ -18,8 +17,6 @@ WEIGHTS_NAME = "model.safetensors"
 SHARD_INDEX_NAME = "model.safetensors.index.json"
 _INDEX_FORMAT = "videoar-1"
 _COMPONENT = re.compile(r"[a-z0-9_]+")
-
-Config = TypeVar("Config")
 
 
 def read_config(
@@ -44,7 +41,10 @@ def read_config(
     match = isinstance(found, str) and re.fullmatch(r"videoar-([a-z0-9_]+)-1", found)
     if not match or component not in (None, match[1]):
         raise CheckpointError(f'{path}: format: "{wanted}" is needed, got {found!r}')
-    return _build(cls, values, path, "")
+    try:
+        return build_config(cls, values)
+    except ValueError as error:
+        raise CheckpointError(f"{path}: {error}") from error
 
 
 def config_text(component: str, config: Any) -> str:
@@ -122,7 +122,7 @@ def read_json(path: Path) -> dict[str, Any]:
     except (OSError, ValueError, RecursionError) as error:
         raise CheckpointError(f"{path}: no readable JSON ({error})") from error
     if not isinstance(values, dict):
-        raise CheckpointError(f"{path}: a JSON object is needed, got {_kind(values)}")
+        raise CheckpointError(f"{path}: a JSON object is needed, got {kind_name(values)}")
     return values
 
 
@@ -142,75 +142,3 @@ def _unrepeated(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 
 def _refuse_constant(name: str) -> None:
     raise ValueError(f"{name} is no JSON number")
-
-
-def _build(cls: type, values: dict[str, Any], path: Path, prefix: str) -> Any:
-    hints = get_type_hints(cls)
-    known = {field.name: field for field in fields(cls)}
-    for name in values:
-        if name not in known:
-            raise CheckpointError(f"{path}: {prefix}{name}: unknown field")
-    for name, field in known.items():
-        required = field.default is MISSING and field.default_factory is MISSING
-        if required and name not in values:
-            raise CheckpointError(f"{path}: {prefix}{name}: missing field")
-    arguments = {
-        name: _convert(value, hints[name], path, prefix + name) for name, value in values.items()
-    }
-    try:
-        return cls(**arguments)
-    except ValueError as error:
-        raise CheckpointError(f"{path}: {prefix}{error}") from error
-
-
-def _convert(value: Any, hint: Any, path: Path, where: str) -> Any:
-    """`value` as the type `hint` says, or CheckpointError naming the field."""
-    options = get_args(hint) if get_origin(hint) in (Union, types.UnionType) else (hint,)
-    for option in options:
-        if is_dataclass(option) and isinstance(value, dict):
-            return _build(option, value, path, f"{where}.")
-        if _is_tuple(option) and isinstance(value, list):
-            return _convert_list(value, option, path, where)
-        if get_origin(option) is Literal:
-            choices = [choice for choice in get_args(option) if type(choice) is type(value)]
-            if value in choices:
-                return value
-        elif option is float:
-            if type(value) in (int, float) and abs(value) <= sys.float_info.max:
-                return float(value)
-        elif type(value) is option:
-            return value
-    wanted = " or ".join(_hint_name(option) for option in options)
-    raise CheckpointError(f"{path}: {where}: {wanted} is needed, got {_kind(value)}")
-
-
-def _convert_list(values: list, hint: Any, path: Path, where: str) -> tuple:
-    hints = get_args(hint)
-    if len(hints) == 2 and hints[1] is Ellipsis:
-        hints = (hints[0],) * len(values)
-    if len(hints) != len(values):
-        text = f"{len(hints)} values are needed, got {len(values)}"
-        raise CheckpointError(f"{path}: {where}: {text}")
-    return tuple(
-        _convert(value, item, path, f"{where}[{index}]")
-        for index, (value, item) in enumerate(zip(values, hints, strict=True))
-    )
-
-
-def _is_tuple(hint: Any) -> bool:
-    return get_origin(hint) is tuple
-
-
-def _hint_name(hint: Any) -> str:
-    if _is_tuple(hint):
-        return "a list"
-    if hint is type(None):
-        return "null"
-    if get_origin(hint) is Literal:
-        return " or ".join(repr(choice) for choice in get_args(hint))
-    return getattr(hint, "__name__", str(hint))
-
-
-def _kind(value: Any) -> str:
-    names = {dict: "an object", list: "a list", type(None): "null"}
-    return names.get(type(value)) or f"{type(value).__name__} {value!r:.60}"

@@ -19,7 +19,8 @@ from videoar.runtime.errors import CapacityError, CheckpointError, MediaError
 
 PLUGINS = "videoar.commands"
 # What a user can cause; everything else is a bug and keeps its traceback.
-_EXPECTED = (ValueError, CheckpointError, MediaError, CapacityError, OSError, ImportError)
+_FAILURES = (CheckpointError, MediaError, CapacityError, OSError, ImportError, FloatingPointError)
+_EXPECTED = (ValueError, *_FAILURES)
 _BAD_ARGUMENT, _FAILED, _INTERRUPTED = 2, 1, 130
 
 

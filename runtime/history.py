@@ -115,5 +115,4 @@ def _plan(schedule: ChunkSchedule, cache: StaticCache, text_lengths: Tensor) -> 
         text_lengths,
         cache=cache,
         text_cached=True,
-        device=text_lengths.device,
     )

@@ -5,7 +5,7 @@ on text alone this is a standard decoder. `B` rows, `L` tokens, `C` width, `H` h
 `D` head width, `d` bits.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 import torch.nn.functional as F
@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from videoar.kernels.cached_attention import cached_attention
-from videoar.kernels.chunk_attention import chunk_attention, chunk_mask
+from videoar.kernels.chunk_attention import chunk_attention
 from videoar.kernels.qk_norm_rope import CacheWrite, qk_norm_rope
 from videoar.kernels.rms_norm import rms_norm
 from videoar.kernels.swiglu import swiglu
@@ -21,7 +21,7 @@ from videoar.runtime.cache import StaticCache
 from videoar.runtime.config import TransformerConfig
 from videoar.runtime.packed import linears
 from videoar.runtime.positions import video_positions
-from videoar.runtime.schedule import ChunkSchedule
+from videoar.runtime.schedule import ChunkSchedule, Sizes
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -33,7 +33,6 @@ class AttentionPlan:
         text_len: padded text tokens in front of them.
         text_lengths: real text tokens of each row, int `[B]`; None: all `text_len`.
         frame_visible: bool `[B,F,F]` or `[F,F]`, earlier frames each frame sees; None: all.
-        mask: `chunk_mask` of the above, made once for all layers.
         cache: where keys and values are written, from row `start` on; None while training.
         start: an int, or an int64 tensor `[B]`.
         segments: int32 `[B,S,2]`; given, the queries read the cache instead of each other.
@@ -47,7 +46,6 @@ class AttentionPlan:
     text_len: int = 0
     text_lengths: Tensor | None = None
     frame_visible: Tensor | None = None
-    mask: Tensor | None = None
     cache: StaticCache | None = None
     start: int | Tensor = 0
     segments: Tensor | None = None
@@ -125,7 +123,6 @@ def _attend(q: Tensor, k: Tensor, v: Tensor, plan: AttentionPlan) -> Tensor:
         text_len=plan.text_len,
         text_lengths=plan.text_lengths,
         frame_visible=plan.frame_visible,
-        mask=plan.mask,
     )
 
 
@@ -244,7 +241,7 @@ class Transformer(nn.Module):
         """
         length = tokens.shape[1]
         schedule = ChunkSchedule(chunks=())
-        plan = teacher_forcing_plan(schedule, length, device=tokens.device)
+        plan = teacher_forcing_plan(schedule, length)
         return self(self.embed_tokens(tokens), text_positions(length, tokens.device), plan)
 
 
@@ -256,15 +253,13 @@ def teacher_forcing_plan(
     frame_visible: Tensor | None = None,
     cache: StaticCache | None = None,
     text_cached: bool = False,
-    device: torch.device | str = "cpu",
 ) -> AttentionPlan:
-    """The plan of a whole sequence, its mask made once for all layers; fields as there."""
+    """The plan of a whole sequence; fields as there."""
     return AttentionPlan(
         schedule=schedule,
         text_len=text_len,
         text_lengths=text_lengths,
         frame_visible=frame_visible,
-        mask=chunk_mask(schedule, text_len, text_lengths, frame_visible, device),
         cache=cache,
         start=text_len if text_cached else 0,
         text_cached=text_cached,
@@ -283,6 +278,7 @@ def teacher_forced_logits(
     inputs: Tensor,
     *,
     frame_visible: Tensor | None = None,
+    sizes: Sizes | None = None,
 ) -> Tensor:
     """Logits of every bit of every frame in one pass (arXiv 2601.05966, Eq. 5).
 
@@ -291,21 +287,21 @@ def teacher_forced_logits(
         text_lengths: int64 `[B]`, real tokens of each row.
         inputs: next-scale inputs `[B,t,N,d]` (`bsq_quantize(..., return_inputs=True)`).
         frame_visible: bool `[B,F,F]` or `[F,F]`, earlier frames each frame sees; None: all.
+        sizes: grids of the scales, no more of them than the model has; None: the model's.
 
     Returns:
         `[B,t,N,2d]`.
     """
     batch, frames = inputs.shape[:2]
-    schedule = ChunkSchedule.video(frames, model.config.sizes)
+    config = model.config if sizes is None else replace(model.config, sizes=sizes)
+    schedule = ChunkSchedule.video(frames, config.sizes)
     device, text_len = inputs.device, tokens.shape[1]
     scale_ids = schedule.scale_ids().to(device)
     start = torch.ones(batch, dtype=torch.bool, device=device)
     video = model.embed_video(inputs.flatten(1, 2), scale_ids, start)
     x = torch.cat([model.embed_tokens(tokens).to(video.dtype), video], dim=1)
-    places = video_positions(model.config, frames).to(device) + text_lengths[:, None, None]
+    places = video_positions(config, frames).to(device) + text_lengths[:, None, None]
     text = text_positions(text_len, device).expand(batch, -1, -1)
-    plan = teacher_forcing_plan(
-        schedule, text_len, text_lengths, frame_visible=frame_visible, device=device
-    )
+    plan = teacher_forcing_plan(schedule, text_len, text_lengths, frame_visible=frame_visible)
     hidden = model(x, torch.cat([text, places], dim=1), plan)
     return model.head(hidden[:, text_len:]).unflatten(1, (frames, -1))

@@ -23,6 +23,7 @@ from torch import Tensor, nn
 from videoar.training.discriminator import Discriminator
 from videoar.training.learner import Learner, OptimConfig
 from videoar.training.run import autocast
+from videoar.training.world import ALONE, World
 
 LOSSES = ("hinge", "nonsaturating")
 
@@ -57,14 +58,14 @@ class GanConfig:
 
     def __post_init__(self) -> None:
         if self.loss not in LOSSES:
-            raise ValueError(f"gan.loss: one of {LOSSES}, got {self.loss!r}")
+            raise ValueError(f"loss: one of {LOSSES}, got {self.loss!r}")
         for name in ("weight", "start", "lecam"):
             if getattr(self, name) < 0:
-                raise ValueError(f"gan.{name}: at least 0, got {getattr(self, name)}")
+                raise ValueError(f"{name}: at least 0, got {getattr(self, name)}")
         if not 0 <= self.lecam_decay < 1:
-            raise ValueError(f"gan.lecam_decay: at least 0 and below 1, got {self.lecam_decay}")
+            raise ValueError(f"lecam_decay: at least 0 and below 1, got {self.lecam_decay}")
         if self.rate <= 0:
-            raise ValueError(f"gan.rate: must be above 0, got {self.rate}")
+            raise ValueError(f"rate: must be above 0, got {self.rate}")
 
 
 def discriminator_loss(real: Tensor, fake: Tensor, kind: str) -> Tensor:
@@ -79,7 +80,9 @@ def generator_loss(fake: Tensor, kind: str) -> Tensor:
     return -fake.mean() if kind == "hinge" else F.softplus(-fake).mean()
 
 
-def adaptive_weight(loss: Tensor, adversarial: Tensor, last: Tensor) -> Tensor:
+def adaptive_weight(
+    loss: Tensor, adversarial: Tensor, last: Tensor, world: World = ALONE
+) -> Tensor:
     """How much steeper `loss` is than `adversarial` at the last layer (arXiv 2012.09841, Eq. 7).
 
     |d loss / d last| / (|d adversarial / d last| + 1e-6), 1e4 at most, without a gradient. Costs a
@@ -87,11 +90,13 @@ def adaptive_weight(loss: Tensor, adversarial: Tensor, last: Tensor) -> Tensor:
 
     Args:
         last: the weight of the generator's last layer.
+        world: the processes whose rows are one batch.
     """
-    norms = [
-        torch.autograd.grad(term, last, retain_graph=True)[0].norm() for term in (loss, adversarial)
+    gradients = [
+        torch.autograd.grad(term, last, retain_graph=True)[0] for term in (loss, adversarial)
     ]
-    return (norms[0] / (norms[1] + 1e-6)).clamp(max=1e4).detach()
+    norms = [world.mean(gradient).norm() for gradient in gradients]
+    return (norms[0] / (norms[1] + 1e-6)).clamp(max=1e4)
 
 
 class LeCam(nn.Module):
@@ -99,19 +104,20 @@ class LeCam(nn.Module):
 
     Args:
         decay: of the averages, which are corrected for having started at 0.
+        world: the processes whose rows are one batch.
     """
 
-    def __init__(self, decay: float) -> None:
+    def __init__(self, decay: float, world: World = ALONE) -> None:
         super().__init__()
-        self.decay = decay
+        self.decay, self.world = decay, world
         for name in ("real", "fake", "total"):
             self.register_buffer(name, torch.zeros(()))
 
     @torch.no_grad()
     def update(self, real: Tensor, fake: Tensor) -> None:
         """Take a step's logits into the averages."""
-        self.real.lerp_(real.mean(), 1 - self.decay)
-        self.fake.lerp_(fake.mean(), 1 - self.decay)
+        self.real.lerp_(self.world.mean(real.mean()), 1 - self.decay)
+        self.fake.lerp_(self.world.mean(fake.mean()), 1 - self.decay)
         self.total.lerp_(torch.ones_like(self.total), 1 - self.decay)
 
     def forward(self, real: Tensor, fake: Tensor) -> Tensor:
@@ -131,13 +137,18 @@ def _frozen(module: nn.Module) -> Iterator[None]:
 
 
 class Adversary(nn.Module):
-    """The discriminator with its losses: all of the adversarial term that has a state."""
+    """The discriminator with its losses: all of the adversarial term that has a state.
 
-    def __init__(self, config: GanConfig) -> None:
+    Args:
+        config: the term's settings.
+        world: the processes whose rows are one batch.
+    """
+
+    def __init__(self, config: GanConfig, world: World = ALONE) -> None:
         super().__init__()
-        self.config = config
+        self.config, self.world = config, world
         self.discriminator = Discriminator(config.channels, config.layers)
-        self.lecam = LeCam(config.lecam_decay)
+        self.lecam = LeCam(config.lecam_decay, world)
 
     def learner(self, optim: OptimConfig) -> Learner:
         """What trains it: as the tokenizer with `optim`, but for the rate and the moments."""

@@ -1,48 +1,45 @@
 """`videoar eval`: evaluation as commands; torch is imported when one of them runs."""
 
 import argparse
-from typing import TYPE_CHECKING
 
-from videoar.runtime.cli_arguments import add_compute, add_json, add_model, positive
-from videoar.runtime.errors import MediaError
+from videoar.training.cli_eval_data import (
+    LeftOut,
+    add_common,
+    add_held_out,
+    add_sampling,
+    clip_shape,
+    held_out,
+    load_tokenizer_for,
+    sampling,
+)
+from videoar.training.cli_eval_fvd import add_eval_fvd
+from videoar.training.cli_eval_pictures import add_eval_curves, add_eval_heatmap, add_eval_samples
+from videoar.training.cli_eval_vbench import add_eval_vbench
 from videoar.training.cli_flags import Subparsers, add_kind
-
-if TYPE_CHECKING:
-    from videoar.runtime.schedule import Sizes
-    from videoar.runtime.video_tokenizer import VideoTokenizer
 
 
 def add_eval(subparsers: Subparsers) -> None:
-    """Register `videoar eval prompts | continuation | tokenizer`."""
-    text = "measure prompt fidelity, continuation or reconstruction"
+    """Register the commands of `videoar eval`."""
+    text = "measure models and draw what they have learned"
     parser = subparsers.add_parser("eval", help=text, description=text.capitalize() + ".")
-    kinds = parser.add_subparsers(title="what to measure", metavar="WHAT", required=True)
+    kinds = parser.add_subparsers(title="what to do", metavar="WHAT", required=True)
     _add_eval_prompts(kinds)
     _add_eval_continuation(kinds)
     _add_eval_tokenizer(kinds)
-
-
-def _add_eval_flags(parser: argparse.ArgumentParser, num: int, seed: int, seed_help: str) -> None:
-    add_model(parser, presets=False)
-    parser.add_argument("--num", type=positive, default=num, metavar="N", help="how many clips")
-    parser.add_argument("--seed", type=int, default=seed, metavar="N", help=seed_help)
-    add_compute(parser)
-    add_json(parser)
+    _add_eval_bits(kinds)
+    add_eval_fvd(kinds)
+    add_eval_vbench(kinds)
+    add_eval_curves(kinds)
+    add_eval_samples(kinds)
+    add_eval_heatmap(kinds)
 
 
 def _add_eval_prompts(kinds: Subparsers) -> None:
     text = "generate clips for random prompts and judge them from their pixels"
     more = "Speed counts over the prompts that ask for motion."
     parser = add_kind(kinds, "prompts", text, _eval_prompts, more)
-    _add_eval_flags(parser, 300, 10_000, "of the prompts; clip i is generated with seed + i")
-    _add_sampling(parser)
-
-
-def _add_sampling(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--guidance", metavar="G", help="guidance (default: the model's own)")
-    parser.add_argument(
-        "--temperature", type=float, metavar="T", help="temperature (default: the model's own)"
-    )
+    add_common(parser, 300, 10_000, "of the prompts; clip i is generated with seed + i")
+    add_sampling(parser)
 
 
 def _eval_prompts(args: argparse.Namespace) -> None:
@@ -52,8 +49,7 @@ def _eval_prompts(args: argparse.Namespace) -> None:
 
     use_compute(args)
     model, judge = load_model(args), load_judge()
-    sampling = {"guidance": args.guidance, "temperature": args.temperature}
-    result = eval_prompts(model, judge, args.num, seed=args.seed, **sampling)
+    result = eval_prompts(model, judge, args.num, seed=args.seed, **sampling(args))
     if args.json:
         print_json(result)
         return
@@ -69,10 +65,10 @@ def _add_eval_continuation(kinds: Subparsers) -> None:
     text = "continue held-out clips and judge the frames that were made"
     more = "With each clip's caption, and once more with the empty prompt."
     parser = add_kind(kinds, "continuation", text, _eval_continuation, more)
-    _add_eval_flags(parser, 100, 10_000, "of the clips; clip i is continued with seed + i")
+    add_common(parser, 100, 10_000, "of the clips; clip i is continued with seed + i")
     text = "frames of a clip that are given (default: half of the trained length)"
     parser.add_argument("--context", type=int, metavar="N", help=text)
-    _add_sampling(parser)
+    add_sampling(parser)
 
 
 def _eval_continuation(args: argparse.Namespace) -> None:
@@ -82,10 +78,8 @@ def _eval_continuation(args: argparse.Namespace) -> None:
 
     use_compute(args)
     model, judge = load_model(args), load_judge()
-    sampling = {"guidance": args.guidance, "temperature": args.temperature}
-    result = eval_continuation(
-        model, judge, args.num, seed=args.seed, context=args.context, **sampling
-    )
+    options = {"seed": args.seed, "context": args.context}
+    result = eval_continuation(model, judge, args.num, **options, **sampling(args))
     if args.json:
         print_json(result)
         return
@@ -99,57 +93,65 @@ def _eval_continuation(args: argparse.Namespace) -> None:
 
 def _add_eval_tokenizer(kinds: Subparsers) -> None:
     text = "encode and decode held-out clips and compare"
-    parser = add_kind(kinds, "tokenizer", text, _eval_tokenizer)
-    _add_eval_flags(parser, 200, 0, "of the held-out clips")
-    parser.add_argument(
-        "--data", metavar="FOLDER", help="videos to use (default: held-out moving digits)"
-    )
-
-
-def _load_tokenizer(
-    args: argparse.Namespace,
-) -> tuple["VideoTokenizer", "Sizes", tuple[int, int], int]:
-    """The tokenizer, its scales, (height, width) and frame count.
-
-    A tokenizer's own folder does not tell the last three: there they are those of the digits.
-    """
-    from videoar.runtime.model_folder import load_tokenizer, read_model_config, resolve_folder
-    from videoar.runtime.pipeline import DTYPES
-    from videoar.runtime.schedule import default_sizes
-    from videoar.training.digits import NUM_FRAMES, SIZE
-
-    folder = resolve_folder(args.model)
-    tokenizer = load_tokenizer(folder, dtype=DTYPES[args.dtype], device=args.device)
-    if (folder / "model_index.json").exists():
-        config = read_model_config(folder)
-        frame = (config.height, config.width)
-        return tokenizer, config.transformer.sizes, frame, config.num_frames
-    sizes = default_sizes(*tokenizer.config.latent_size(SIZE, SIZE))
-    return tokenizer, sizes, (SIZE, SIZE), NUM_FRAMES
+    more = "PSNR, SSIM and bits a pixel. A tokenizer's own folder is taken for one of the digits."
+    parser = add_kind(kinds, "tokenizer", text, _eval_tokenizer, more)
+    add_common(parser, 200, 0, "of the held-out clips")
+    add_held_out(parser)
+    text = "draw the median clip of each folder, and what came back of it"
+    parser.add_argument("--picture", metavar="PNG", help=text)
 
 
 def _eval_tokenizer(args: argparse.Namespace) -> None:
     from videoar.runtime.cli_models import print_json, use_compute
-    from videoar.training.evaluate import digit_clips, eval_tokenizer, folder_clips, report
+    from videoar.runtime.media import write_png
+    from videoar.training import restoration
 
     use_compute(args)
-    tokenizer, sizes, frame, num_frames = _load_tokenizer(args)
-    left_out: list[MediaError] = []
-
-    def leave_out(error: MediaError) -> None:
-        left_out.append(error)
-        report(error)
-
-    if args.data is None:
-        clips = digit_clips(args.num, args.seed)
-    else:
-        clips = folder_clips(args.data, args.num, frame, num_frames, leave_out)
-    result = eval_tokenizer(tokenizer, sizes, clips, args.num)
-    result["unreadable"] = len(left_out)
+    shape, left_out = clip_shape(args), LeftOut()
+    tokenizer, sizes = load_tokenizer_for(args, shape)
+    samples = held_out(args, shape, left_out)
+    clips = list(restoration.restorations(tokenizer, sizes, samples, args.num))
+    result = restoration.mean_scores(clips) | {"unreadable": len(left_out.errors)}
+    folders = restoration.by_folder(clips) if args.data else {}
+    if args.picture:
+        chosen = restoration.median_of_each_folder(clips)
+        write_png(args.picture, restoration.comparison_sheet(chosen))
     if args.json:
-        print_json(result)
+        print_json(result | ({"folders": folders} if folders else {}))
         return
     print(f"{'PSNR':<12}{result['psnr']:8.2f} dB")
     print(f"{'SSIM':<12}{result['ssim']:8.4f}")
     print(f"{'bits/pixel':<12}{result['bits_per_pixel']:8.4f}")
-    print(f"{'clips':<12}{result['num']:8d}  {len(left_out)} files left out")
+    print(f"{'clips':<12}{result['num']:8d}  {result['unreadable']} files left out")
+    for name, row in folders.items() if len(folders) > 1 else ():
+        print(f"{row['psnr']:8.2f} dB  SSIM {row['ssim']:.4f}  {row['num']:5d} clips of {name}")
+
+
+def _add_eval_bits(kinds: Subparsers) -> None:
+    text = "predict the bits of held-out clips, teacher forced, by frame and scale"
+    more = "With --data the clips need the captions or classes that the model is conditioned on."
+    parser = add_kind(kinds, "bits", text, _eval_bits, more)
+    add_common(parser, 200, 0, "of the held-out clips")
+    add_held_out(parser)
+
+
+def _eval_bits(args: argparse.Namespace) -> None:
+    from videoar.runtime.cli_models import load_model, print_json, use_compute
+    from videoar.training.bits import eval_bits
+
+    use_compute(args)
+    shape, left_out = clip_shape(args), LeftOut()
+    samples = held_out(args, shape, left_out)
+    result = eval_bits(load_model(args), samples, total=args.num)
+    result["unreadable"] = len(left_out.errors)
+    if args.json:
+        print_json(result)
+        return
+    scales = [f"{h}x{w}" for h, w in result["sizes"]]
+    print("bits right" + "".join(f"{name:>9}" for name in [*scales, "all"]))
+    rows = zip(result["bits"], result["frames"], strict=True)
+    for number, (row, mean) in enumerate(rows, start=1):
+        print(f"frame {number:<4}" + "".join(f"{share:9.1%}" for share in [*row, mean]))
+    means = [*result["scales"], result["accuracy"]]
+    print("all       " + "".join(f"{share:9.1%}" for share in means))
+    print(f"{result['loss']:.4f} nats a bit, {result['num']} clips")

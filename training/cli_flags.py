@@ -3,25 +3,13 @@
 import argparse
 import types
 from collections.abc import Callable
-from dataclasses import MISSING, Field, fields, is_dataclass, replace
+from dataclasses import MISSING, fields
 from typing import Any, Union, get_args, get_origin, get_type_hints
 
 from videoar.runtime.cli_arguments import Parser
 
 Subparsers = argparse._SubParsersAction
 Run = Callable[[argparse.Namespace], int | None]
-
-# For fields that their dataclass does not describe.
-HELP = {
-    "image_batch": "frames a step of the image stage",
-    "image_rate": "top of the learning rate in the image stage",
-    "clip_batch": "clips a step of the clip stage",
-    "clip_rate": "top of the learning rate in the clip stage",
-    "p_min": "least probability that a bit of the history is flipped, at frame 0",
-    "p_max": "largest probability that a bit of the history is flipped, at frame 0",
-    "delta": "growth of the flip probabilities a frame",
-    "betas": "decay rates of AdamW's two moments",
-}
 
 
 class LazyParser(Parser):
@@ -78,88 +66,41 @@ def described(cls: type) -> dict[str, str]:
 
 
 def field_help(cls: type, name: str) -> str:
-    """Help of one flag: the dataclass's own line, else `HELP`, else the name in words."""
-    return described(cls).get(name) or HELP.get(name) or name.replace("_", " ")
+    """Help of one flag: the dataclass's own line, else the name in words."""
+    return described(cls).get(name) or name.replace("_", " ")
 
 
-def add_fields(
-    parser: argparse.ArgumentParser,
-    cls: type,
-    *,
-    skip: tuple[str, ...] = (),
-    prefix: str = "",
-    defaults: Any = None,
-) -> None:
-    """Add a flag `--prefix-field-name` for every field of the dataclass `cls`.
+def add_fields(parser: argparse.ArgumentParser, cls: type, *, skip: tuple[str, ...] = ()) -> None:
+    """Add a flag `--field-name` for every field of the dataclass `cls`, but those to `skip`.
 
-    Numbers, texts, bools and tuples of numbers become flags; dataclasses become the flags of
-    their own fields behind the field's name.
-
-    Args:
-        skip: fields to leave out.
-        prefix: of all flags, such as "flip".
-        defaults: an instance of `cls` whose values the help shows. Default: the class's own.
+    Numbers, texts, bools and tuples of numbers become flags.
     """
     hints = get_type_hints(cls)
-    for field in _given(cls, skip):
-        default = _default(field) if defaults is None else getattr(defaults, field.name)
-        hint = _plain(hints[field.name])
-        flag = f"{prefix}-{field.name}" if prefix else field.name
-        if is_dataclass(hint):
-            add_fields(parser, hint, prefix=flag, defaults=default)
+    for field in fields(cls):
+        if field.name in skip:
             continue
+        hint = _plain(hints[field.name])
         kinds: dict[str, Any] = {"type": hint}
         if hint is bool:
             kinds = {"action": argparse.BooleanOptionalAction}
         elif get_origin(hint) is tuple:
             parts = get_args(hint)
             kinds = {"type": parts[0], "nargs": "+" if Ellipsis in parts else len(parts)}
-        shown = "" if default is None else f" (default: {_show(default)})"
+        shown = "" if field.default in (None, MISSING) else f" (default: {_show(field.default)})"
         text = (field_help(cls, field.name) + shown).replace("%", "%%")
         metavar = {} if hint is bool else {"metavar": {int: "N", float: "X"}.get(hint, "VALUE")}
         # No default here: one that is not given stays the dataclass's own.
-        name = "--" + flag.replace("_", "-")
+        name = "--" + field.name.replace("_", "-")
         parser.add_argument(
-            name, dest=_dest(flag), help=text, default=argparse.SUPPRESS, **metavar, **kinds
+            name, dest=field.name, help=text, default=argparse.SUPPRESS, **metavar, **kinds
         )
 
 
-def values_of(
-    args: argparse.Namespace, cls: type, *, skip: tuple[str, ...] = (), prefix: str = ""
-) -> dict[str, Any]:
-    """The values that were given for the flags of `add_fields`, as arguments of `cls`.
-
-    Raises:
-        ValueError: what a nested dataclass refuses.
-    """
-    hints, values = get_type_hints(cls), {}
-    for field in _given(cls, skip):
-        hint = _plain(hints[field.name])
-        flag = f"{prefix}-{field.name}" if prefix else field.name
-        if is_dataclass(hint):
-            nested = values_of(args, hint, prefix=flag)
-            if nested:
-                # What is not given stays as the outer default has it, not the inner class's.
-                outer = _default(field)
-                values[field.name] = hint(**nested) if outer is None else replace(outer, **nested)
-        elif hasattr(args, _dest(flag)):
-            value = getattr(args, _dest(flag))
-            values[field.name] = tuple(value) if isinstance(value, list) else value
-    return values
-
-
-def _given(cls: type, skip: tuple[str, ...]) -> list[Field]:
-    return [field for field in fields(cls) if field.name not in skip]
-
-
-def _default(field: Field) -> Any:
-    if field.default_factory is not MISSING:
-        return field.default_factory()
-    return None if field.default is MISSING else field.default
-
-
-def _dest(flag: str) -> str:
-    return flag.replace("-", "_")
+def values_of(args: argparse.Namespace, cls: type, *, skip: tuple[str, ...] = ()) -> dict[str, Any]:
+    """The values that were given for the flags of `add_fields`, as arguments of `cls`."""
+    names = [field.name for field in fields(cls) if field.name not in skip]
+    given = {name: getattr(args, name) for name in names if hasattr(args, name)}
+    return {name: tuple(v) if isinstance(v, list) else v for name, v in given.items()}
 
 
 def _plain(hint: Any) -> Any:

@@ -1,20 +1,20 @@
 """`videoar train`: the training loops as commands; torch is imported when one of them runs."""
 
 import argparse
-from dataclasses import fields
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from videoar.runtime.cli_arguments import DTYPES, positive
-from videoar.training.cli_data import add_cache, add_data, training_data
+from videoar.training.cli_data import add_cache, add_data, print_scan
 from videoar.training.cli_flags import LazyParser, Subparsers, add_fields, add_kind, values_of
+from videoar.training.cli_footage import add_footage
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
 
+    from videoar.runtime.build_config import Config
+
 RESUME = "A run stopped half-way goes on by itself where --out holds its state."
-# Set by the stages themselves.
-STAGE_FIELDS = ("steps", "learning_rate", "warmup")
 
 
 def add_train(subparsers: Subparsers) -> None:
@@ -28,29 +28,37 @@ def add_train(subparsers: Subparsers) -> None:
     add_cache(kinds)
     _add_transformer(kinds)
     _add_judge(kinds)
+    add_footage(kinds)
     _add_export(kinds)
 
 
-def _add_run_flags(parser: argparse.ArgumentParser, cls: type) -> None:
-    """All flags of a training dataclass, those of its optimiser included."""
-    from videoar.training.run import OptimConfig
+def _add_run(parser: argparse.ArgumentParser, out: str, *, cache: bool) -> None:
+    """The flags of both models' runs; what else there is to set is in the config."""
+    text = "TOML file of the run (default: the recipe of the shipped digits model)"
+    parser.add_argument("--config", metavar="FILE", help=text)
+    text = "set one value of the config, as in stages[0].steps=50; can be repeated"
+    parser.add_argument("--set", action="append", dest="settings", metavar="PATH=VALUE", help=text)
+    add_data(parser, cache=cache)
+    text = "a model to start from (default: the config's, else random weights)"
+    parser.add_argument("--start", metavar="DIR", help=text)
+    text = "of the data, the initial weights and every draw (default: the config's)"
+    parser.add_argument("--seed", type=int, metavar="N", help=text)
+    parser.add_argument("--out", required=True, metavar="DIR", help=out)
+    text = "where to train (default: cuda where there is a GPU)"
+    parser.add_argument("--device", choices=("cuda", "cpu"), help=text)
+    _add_threads(parser)
 
-    add_fields(parser, cls, skip=("optim",))
-    if _has_optim(cls):
-        add_fields(parser, OptimConfig, skip=STAGE_FIELDS, prefix="optim")
 
+def _run_config(args: argparse.Namespace, recipe: "Config") -> "Config":
+    """The config that the flags describe; `recipe` is what is trained without `--config`."""
+    from videoar.training.config_file import load_config
 
-def _has_optim(cls: type) -> bool:
-    return any(field.name == "optim" for field in fields(cls))
-
-
-def _run_config(args: argparse.Namespace, cls: type) -> Any:
-    from videoar.training.run import OptimConfig
-
-    values = values_of(args, cls, skip=("optim",))
-    if _has_optim(cls):
-        values["optim"] = values_of(args, OptimConfig, skip=STAGE_FIELDS, prefix="optim")
-    return cls(**values)
+    names = ("preset", "start", "seed")
+    given = {name: getattr(args, name) for name in names if getattr(args, name) is not None}
+    kinds = {"folder": args.data or [], "cache": getattr(args, "cache", None) or []}
+    if data := [{"source": kind, "path": path} for kind in kinds for path in kinds[kind]]:
+        given["data"] = data
+    return load_config(recipe, args.config, given, args.settings or ())
 
 
 def _add_threads(parser: argparse.ArgumentParser) -> None:
@@ -67,50 +75,35 @@ def _set_threads(args: argparse.Namespace) -> None:
 
 
 def _add_tokenizer(kinds: Subparsers) -> None:
-    def populate(parser: LazyParser) -> None:
-        from videoar.training.train_tokenizer import TokenizerTraining
-
-        _add_run_flags(parser, TokenizerTraining)
-        add_data(parser, cache=False)
-
     text = "train the video tokenizer: on frames, then on clips"
-    parser = add_kind(kinds, "tokenizer", text, _train_tokenizer, RESUME, populate=populate)
-    parser.add_argument(
-        "--out", required=True, metavar="DIR", help="states, logs and DIR/video_tokenizer"
-    )
-    _add_threads(parser)
+    parser = add_kind(kinds, "tokenizer", text, _train_tokenizer, RESUME)
+    _add_run(parser, "states, logs and DIR/video_tokenizer", cache=False)
 
 
 def _train_tokenizer(args: argparse.Namespace) -> None:
     from videoar.runtime.model_folder import save_tokenizer
     from videoar.runtime.presets import preset
-    from videoar.training.train_tokenizer import TokenizerTraining, train_tokenizer
+    from videoar.training.config_file import within
+    from videoar.training.recipes import DIGITS_TOKENIZER_RECIPE
+    from videoar.training.train_tokenizer import train_tokenizer
+    from videoar.training.world import start_world
 
     _set_threads(args)
-    config, out = _run_config(args, TokenizerTraining), Path(args.out)
-    model = preset(args.preset)
-    data = {}
-    if source_of := training_data(args, model):
-        data = {"source_of": source_of, "num_frames": model.num_frames}
-    trained = train_tokenizer(out, model.tokenizer, model.transformer.sizes, config, **data)
-    save_tokenizer(out / "video_tokenizer", trained)
-    print(out / "video_tokenizer")
+    config, out = _run_config(args, DIGITS_TOKENIZER_RECIPE), Path(args.out)
+    with start_world(args.device) as world:
+        with within(args.config):
+            model = preset(config.preset)
+            trained = train_tokenizer(out, model, config, report=print_scan, world=world)
+        if world.main:
+            save_tokenizer(out / "video_tokenizer", trained)
+            print(out / "video_tokenizer")
 
 
 def _add_transformer(kinds: Subparsers) -> None:
-    def populate(parser: LazyParser) -> None:
-        from videoar.training.train_transformer import TransformerTraining
-
-        _add_run_flags(parser, TransformerTraining)
-        add_data(parser, cache=True)
-
     text = "train the transformer on the latents of a trained tokenizer"
-    parser = add_kind(kinds, "transformer", text, _train_transformer, RESUME, populate=populate)
+    parser = add_kind(kinds, "transformer", text, _train_transformer, RESUME)
     parser.add_argument("--tokenizer", required=True, metavar="DIR", help=_where("tokenizer"))
-    parser.add_argument(
-        "--out", required=True, metavar="DIR", help="states, logs and DIR/transformer"
-    )
-    _add_threads(parser)
+    _add_run(parser, "states, logs and DIR/transformer", cache=True)
 
 
 def _where(kind: str) -> str:
@@ -133,24 +126,38 @@ def _train_transformer(args: argparse.Namespace) -> None:
     from videoar.runtime.checkpoint import write_component
     from videoar.runtime.model_folder import load_tokenizer
     from videoar.runtime.presets import preset
-    from videoar.training.train_transformer import TransformerTraining, train_transformer
+    from videoar.training.config_file import within
+    from videoar.training.recipes import DIGITS_TRANSFORMER_RECIPE
+    from videoar.training.train_transformer import train_transformer
+    from videoar.training.world import start_world
 
     _set_threads(args)
-    config, out = _run_config(args, TransformerTraining), Path(args.out)
-    model, tokenizer = preset(args.preset), load_tokenizer(args.tokenizer)
-    text = _text_tokenizer(args.preset)
-    source_of = training_data(args, model, tokenizer=tokenizer, text_tokenizer=text)
-    data = {"source_of": source_of, "text_tokenizer": text} if source_of else {}
-    trained = train_transformer(out, tokenizer, model.transformer, config, **data)
-    write_component(out / "transformer", "transformer", trained.config, trained.state_dict())
-    print(out / "transformer")
+    config, out = _run_config(args, DIGITS_TRANSFORMER_RECIPE), Path(args.out)
+    tokenizer = load_tokenizer(args.tokenizer)
+    with start_world(args.device) as world:
+        with within(args.config):
+            model = preset(config.preset)
+            trained = train_transformer(
+                out,
+                tokenizer,
+                model.transformer,
+                config,
+                text_tokenizer=_text_tokenizer(config.preset),
+                fps=model.fps,
+                report=print_scan,
+                world=world,
+            )
+        if world.main:
+            weights = trained.state_dict()
+            write_component(out / "transformer", "transformer", trained.config, weights)
+            print(out / "transformer")
 
 
 def _add_judge(kinds: Subparsers) -> None:
     def populate(parser: LazyParser) -> None:
         from videoar.training.train_judge import JudgeTraining
 
-        _add_run_flags(parser, JudgeTraining)
+        add_fields(parser, JudgeTraining)
 
     text = "train the digit classifier that `videoar eval prompts` judges with"
     parser = add_kind(kinds, "judge", text, _train_judge, RESUME, populate=populate)
@@ -162,7 +169,7 @@ def _train_judge(args: argparse.Namespace) -> None:
     from videoar.training.train_judge import JudgeTraining, train_judge
 
     _set_threads(args)
-    judge = train_judge(Path(args.out), _run_config(args, JudgeTraining))
+    judge = train_judge(Path(args.out), JudgeTraining(**values_of(args, JudgeTraining)))
     print(f"held-out clips  {judge.config.accuracy:.1%} of {judge.config.num_held_out}")
     print(f"held-out images {judge.config.image_accuracy:.1%}")
     print(Path(args.out) / "judge")

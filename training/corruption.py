@@ -4,7 +4,8 @@
     p(t,1) ~ U(p(t-1,K), p_max + delta t)                            t > 1 (error inheritance)
 
 (arXiv 2601.05966, Eq. 8 and Fig. 3; t from 0 here.) The targets that follow a flip are requantised
-by `bsq_quantize(flips=...)`.
+by `bsq_quantize(flips=...)`. Each part can be switched off: `delta = 0` the ramp over time,
+`inherit` and `requantize` theirs, `p_max = 0` with `delta = 0` all of it.
 """
 
 from dataclasses import dataclass
@@ -15,17 +16,35 @@ from torch import Tensor
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class FlipConfig:
-    """Range of the flip probability at frame 0 and its growth a frame."""
+    """How bits of the history are flipped.
+
+    Attributes:
+        p_min: least probability that a bit is flipped, at frame 0.
+        p_max: largest probability that a bit is flipped, at frame 0.
+        delta: growth of both a latent frame.
+        inherit: draw the first scale's probability from that of the frame before it upwards.
+        requantize: targets are the bits of the residual behind the flips, which correct them;
+            without, those of the clip itself.
+    """
 
     p_min: float = 0.0
     p_max: float = 0.25
     delta: float = 0.01
+    inherit: bool = True
+    requantize: bool = True
 
     def __post_init__(self) -> None:
-        if not 0 <= self.p_min <= self.p_max <= 1:
-            raise ValueError(f"p_min, p_max: 0 <= p_min <= p_max <= 1, got {self}")
-        if self.delta < 0:
-            raise ValueError(f"delta: at least 0, got {self.delta}")
+        if not 0 <= self.p_min <= 1:
+            raise ValueError(f"p_min: 0 to 1, got {self.p_min}")
+        if not self.p_min <= self.p_max <= 1:
+            raise ValueError(f"p_max: from p_min ({self.p_min}) to 1, got {self.p_max}")
+        if not 0 <= self.delta <= 1:
+            raise ValueError(f"delta: 0 to 1, got {self.delta}")
+
+    @property
+    def enabled(self) -> bool:
+        """Whether any bit is ever flipped."""
+        return self.p_max > 0 or self.delta > 0
 
 
 def flip_probabilities(
@@ -37,8 +56,9 @@ def flip_probabilities(
     low = (config.p_min + ramp).expand_as(uniform)
     high = (config.p_max + ramp).expand_as(uniform)
     p = low + uniform * (high - low)
-    inherited = p[:, :-1, -1]
-    p[:, 1:, 0] = inherited + uniform[:, 1:, 0] * (high[:, 1:, 0] - inherited)
+    if config.inherit:
+        inherited = p[:, :-1, -1]
+        p[:, 1:, 0] = inherited + uniform[:, 1:, 0] * (high[:, 1:, 0] - inherited)
     return p.clamp(0, 1)
 
 

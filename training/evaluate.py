@@ -4,32 +4,26 @@ Prompts come from the digits' grammar, from random streams that no training clip
 generated is judged from its pixels (`training/judge.py`).
 """
 
-import sys
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 from tqdm import tqdm
 
-from videoar.runtime.errors import MediaError
 from videoar.runtime.pipeline import VideoAR
-from videoar.runtime.pixels import from_pixels, to_pixels
 from videoar.runtime.requests import default_context
 from videoar.runtime.schedule import Sizes
 from videoar.runtime.video_tokenizer import VideoTokenizer
 from videoar.training import digits
+from videoar.training.eval_clips import Sample
 from videoar.training.judge import Judge, Verdict
-from videoar.training.metrics import psnr, ssim
+from videoar.training.restoration import mean_scores, restorations
 
 # The streams of training and held-out clips begin with 0 and 1 (`digits.clip`).
 _PROMPT_STREAM = 2
 PROMPT_SEED = 10_000
 ASPECTS = ("digit", "colour", "direction", "speed")
-# PSNR of a clip that comes back exactly, so that means stay finite.
-MAX_PSNR = 100.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -179,56 +173,6 @@ def _share(right: np.ndarray) -> float | None:
     return round(float(right.mean()), 4) if right.size else None
 
 
-def digit_clips(num: int, seed: int = 0) -> Iterator[np.ndarray]:
-    """`num` held-out clips, uint8 `[17,64,64,3]`."""
-    for index in range(num):
-        yield digits.clip("test", seed, index)[0]
-
-
-def folder_clips(
-    folder: str | Path,
-    num: int,
-    size: tuple[int, int],
-    num_frames: int,
-    on_unreadable: Callable[[MediaError], None] | None = None,
-) -> Iterator[np.ndarray]:
-    """The first frames of up to `num` videos in `folder` and below, in the order of their names.
-
-    Args:
-        size: `(height, width)` that every video is scaled to cover and cropped to.
-        num_frames: how many frames to take; a shorter video counts as unreadable.
-        on_unreadable: called for every unreadable file. Default: a line on stderr.
-
-    Yields:
-        uint8 `[num_frames,H,W,3]`.
-
-    Raises:
-        MediaError: no such folder, no media in it, or none that is readable.
-    """
-    from videoar.runtime.media import list_media, read_video
-
-    readable, unreadable = 0, 0
-    for path in list_media(folder):
-        if readable == num:
-            break
-        try:
-            frames, _ = read_video(path, size=size, num_frames=num_frames)
-        except MediaError as error:
-            unreadable += 1
-            (on_unreadable or report)(error)
-            continue
-        readable += 1
-        yield frames
-    if not readable:
-        raise MediaError(f"{folder}: none of its {unreadable} files could be read")
-
-
-def report(error: MediaError) -> None:
-    """Name a file that is left out on stderr, past a progress bar."""
-    tqdm.write(f"left out: {error}", file=sys.stderr)
-
-
-@torch.no_grad()
 def eval_tokenizer(
     tokenizer: VideoTokenizer, sizes: Sizes, clips: Iterable[np.ndarray], total: int | None = None
 ) -> dict[str, Any]:
@@ -246,18 +190,5 @@ def eval_tokenizer(
     Raises:
         ValueError: no clips, or a size that cannot be compressed.
     """
-    weight = next(tokenizer.parameters())
-    rows = []
-    for clip in tqdm(clips, total=total, desc="restore", unit="clip", disable=None):
-        video = from_pixels(clip[None]).to(weight.device, weight.dtype)
-        quantized = tokenizer.quantize(tokenizer.encode(video), sizes)
-        restored = to_pixels(tokenizer.decode(quantized.reconstruction.to(weight.dtype)))[0]
-        pixels = clip.shape[0] * clip.shape[1] * clip.shape[2]
-        rate = quantized.bits.numel() / pixels
-        rows.append((min(MAX_PSNR, psnr(restored, clip)), ssim(restored, clip), rate))
-    if not rows:
-        raise ValueError("clips: at least one is needed")
-    means = np.mean(rows, axis=0)
-    names = ("psnr", "ssim", "bits_per_pixel")
-    values = {name: round(float(x), 5) for name, x in zip(names, means, strict=True)}
-    return values | {"num": len(rows)}
+    samples = (Sample(name="", frames=clip) for clip in clips)
+    return mean_scores(list(restorations(tokenizer, sizes, samples, total)))

@@ -52,6 +52,9 @@ class Loader(Source):
         self._next: int | None = None
         self._iterator: Iterator[dict[str, Any]] | None = None
 
+    def prepare(self) -> None:
+        self.source.prepare()
+
     def batch(self, step: int) -> dict[str, Any]:
         try:
             batch = self._made(step) if self.workers else self.source.batch(step)

@@ -45,11 +45,9 @@ class PerceptualConfig:
 
     def __post_init__(self) -> None:
         if self.weight < 0:
-            raise ValueError(f"perceptual.weight: at least 0, got {self.weight}")
+            raise ValueError(f"weight: at least 0, got {self.weight}")
         if self.heads is not None and self.path is None:
-            raise ValueError(
-                "perceptual.heads: given without perceptual.path, the feature network's weights"
-            )
+            raise ValueError("heads: given without path, the feature network's weights")
 
     @property
     def enabled(self) -> bool:

@@ -7,9 +7,10 @@ A batch is a dict. Its keys, of those that its source has:
     bits      bool [B,t,N,d]
     captions  list of B texts, None where there is none
     classes   list of B class ids, None where there is none
+    sizes     grids of the scales of the bits
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, NoReturn, Protocol
 
@@ -30,6 +31,9 @@ _MAX_REPLACED = 100
 class Source(Protocol):
     """Batches by step."""
 
+    def prepare(self) -> None:
+        """Called once before the first batch, by all ranks; does nothing for most sources."""
+
     def batch(self, step: int) -> dict[str, Any]:
         """The batch of `step` (from 0); the same one whenever it is asked for."""
 
@@ -39,15 +43,28 @@ class Source(Protocol):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Shape:
-    """What a stage asks its data for: `share` of the batches have `batch` clips of `frames`."""
+    """Shape of a stage's batches.
 
-    frames: int
+    Attributes:
+        frames: of a clip in pixels, 1 for single frames (default: the model's length).
+        batch: clips of a batch, all ranks together.
+        share: of the batches, relative to the other shapes'.
+        height, width: pixels of a frame (default: the model's).
+    """
+
+    frames: int | None = None
     batch: int
     share: float = 1.0
+    height: int | None = None
+    width: int | None = None
 
-
-# Called by a stage with the shapes of its batches and the seed of its draws.
-SourceOf = Callable[[Sequence[Shape], int], Source]
+    def __post_init__(self) -> None:
+        for name in ("frames", "batch", "height", "width"):
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise ValueError(f"{name}: at least 1, got {value}")
+        if not 0 < self.share < float("inf"):
+            raise ValueError(f"share: above 0, got {self.share}")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -155,8 +172,37 @@ def refuse_short(parts: Sequence[Part], fps: float) -> NoReturn:
     raise MediaError(f"nothing fills a clip of {wanted}; frames of the longest file: {longest}")
 
 
+class MixedSource(Source):
+    """Batches of several sources in turns.
+
+    Args:
+        sources: each is asked for its batches 0, 1, 2, ... in order.
+        weights: share of the steps of each, relative to the others'.
+        seed: of whose turn is first.
+    """
+
+    def __init__(self, sources: Sequence[Source], weights: Sequence[float], seed: int) -> None:
+        self.sources = list(sources)
+        self._turns = Sampler([Pool(count=1, batch=1, weight=w) for w in weights], seed)
+
+    def batch(self, step: int) -> dict[str, Any]:
+        number, turn = self._turns.turn(step)
+        return self.sources[number].batch(turn)
+
+    def prepare(self) -> None:
+        for source in self.sources:
+            source.prepare()
+
+    def close(self) -> None:
+        for source in self.sources:
+            source.close()
+
+
 class EncodedSource(Source):
-    """Another source's frames as a tokenizer's latents, encoded when they are asked for."""
+    """Another source's frames as a tokenizer's latents, encoded when they are asked for.
+
+    Batches without frames stay as they are.
+    """
 
     def __init__(self, source: Source, tokenizer: VideoTokenizer) -> None:
         self.source, self.tokenizer = source, tokenizer
@@ -164,7 +210,12 @@ class EncodedSource(Source):
     @torch.no_grad()
     def batch(self, step: int) -> dict[str, Any]:
         batch = self.source.batch(step)
-        return batch | {"latents": encode(self.tokenizer, batch.pop("frames"))}
+        if "frames" in batch:
+            batch["latents"] = encode(self.tokenizer, batch.pop("frames"))
+        return batch
+
+    def prepare(self) -> None:
+        self.source.prepare()
 
     def close(self) -> None:
         self.source.close()

@@ -248,4 +248,5 @@ class CacheSource(Source):
         return tokens | {
             "captions": captions,
             "classes": [cache.rows[clip]["class"] for clip in clips],
+            "sizes": cache.plan.sizes,
         }

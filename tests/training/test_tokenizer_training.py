@@ -3,25 +3,27 @@
 import json
 from collections.abc import Callable
 from dataclasses import replace
-from functools import partial
 from pathlib import Path
 
 import pytest
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 from torch import Tensor
 
-from videoar.runtime.presets import DIGITS_TOKENIZER, DIGITS_TRANSFORMER
+from videoar.runtime.errors import CheckpointError
+from videoar.runtime.model_folder import save_tokenizer
+from videoar.runtime.presets import DIGITS_TOKENIZER, DIGITS_TRANSFORMER, preset
 from videoar.runtime.video_tokenizer import VideoTokenizer
 from videoar.training import train_tokenizer as module
 from videoar.training.adversarial import Adversary, GanConfig
 from videoar.training.perceptual import PerceptualConfig, _shapes
+from videoar.training.recipes import TokenizerStage, TokenizerTraining
+from videoar.training.sources import Shape
+from videoar.training.state import read_state
 from videoar.training.train_tokenizer import (
     ERRORS,
-    TokenizerTraining,
     adversarial_loss,
     quantizer_loss,
-    takes_images,
     tokenizer_loss,
     train_tokenizer,
 )
@@ -29,13 +31,25 @@ from videoar.training.train_tokenizer import (
 SIZES = DIGITS_TRANSFORMER.sizes
 SMALL = replace(DIGITS_TOKENIZER, channels=16, norm_groups=8, latent_dim=8, decoder_blocks=(1,) * 4)
 GAN = GanConfig(weight=0.1, adaptive=True, start=1, channels=16, layers=2)
-EVERYTHING = TokenizerTraining(
-    image_steps=3,
+MODEL = replace(
+    preset("digits"),
+    tokenizer=SMALL,
+    transformer=replace(DIGITS_TRANSFORMER, latent_dim=8, max_frames=2),
+)
+IMAGE = TokenizerStage(
+    name="image",
+    form="2d",
+    steps=3,
     continuous_steps=1,
-    image_batch=2,
-    clip_steps=6,
-    clip_batch=1,
-    image_share=0.5,
+    learning_rate=1e-3,
+    shapes=(Shape(frames=1, batch=2),),
+)
+CLIP = TokenizerStage(name="clip", steps=6, learning_rate=6e-4, shapes=(Shape(batch=1),))
+MIXED = replace(CLIP, shapes=(Shape(frames=1, batch=2, share=0.5), Shape(batch=1, share=0.5)))
+PLAIN = TokenizerTraining(stages=(replace(IMAGE, steps=1), replace(CLIP, steps=1)))
+EVERYTHING = TokenizerTraining(
+    stages=(IMAGE, MIXED),
+    save_every=3,
     reconstruction="charbonnier",
     reconstruction_weight=1.0,
     entropy=0.1,
@@ -69,7 +83,7 @@ def test_charbonnier_is_smooth_at_zero() -> None:
 def test_quantizer_terms_by_hand() -> None:
     terms = {"commitment": 0.5, "sample_entropy": 0.6, "batch_entropy": 0.4}
     terms = {name: torch.tensor(value) for name, value in terms.items()}
-    config = TokenizerTraining(commitment=0.2, entropy=3.0)
+    config = replace(PLAIN, commitment=0.2, entropy=3.0)
     assert quantizer_loss(terms, config).item() == pytest.approx(0.1 + 0.6)
 
 
@@ -118,22 +132,13 @@ def test_adaptive_weight_makes_the_slopes_equal(small: tuple[VideoTokenizer, Ten
 
 def test_terms_that_are_off_cost_nothing(small: tuple[VideoTokenizer, Tensor]) -> None:
     model, video = small
-    config = TokenizerTraining(commitment=0.0, reconstruction_weight=2.0)
+    config = replace(PLAIN, commitment=0.0, reconstruction_weight=2.0)
     loss, values = tokenizer_loss(model, video, SIZES, config)
     assert loss.item() == pytest.approx(2 * 10 ** (-values["psnr"] / 10), rel=1e-5)
     assert set(values) == {"psnr", "commitment", "sample_entropy", "batch_entropy"}
     continuous, values = tokenizer_loss(model, video, None, config)
     assert set(values) == {"psnr"}
     assert continuous.item() != loss.item()
-
-
-def test_frames_are_mixed_in_by_seed_and_step() -> None:
-    drawn = [takes_images(3, draw, 0.25) for draw in range(2000)]
-    assert drawn == [takes_images(3, draw, 0.25) for draw in range(2000)]
-    assert sum(drawn) / 2000 == pytest.approx(0.25, abs=0.03)
-    assert drawn != [takes_images(4, draw, 0.25) for draw in range(2000)]
-    assert not any(takes_images(3, draw, 0.0) for draw in range(100))
-    assert all(takes_images(3, draw, 1.0) for draw in range(100))
 
 
 class Killed(BaseException):
@@ -156,15 +161,18 @@ def kill_at(call: int) -> Callable[..., tuple[Tensor, dict[str, float]]]:
 
 def states(folder: Path) -> dict[str, Tensor]:
     names = ("image", "clip")
-    files = {name: load_file(folder / name / "state.safetensors") for name in names}
+    files = {name: read_state(folder / name) for name in names}
     return {f"{name}/{key}": value for name in names for key, value in files[name].items()}
+
+
+TWICE = replace(EVERYTHING, stages=tuple(replace(x, accumulate=2) for x in EVERYTHING.stages))
 
 
 @pytest.fixture(scope="module")
 def whole(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Tensor]:
     """The state of an uninterrupted run, two batches a step."""
     folder = tmp_path_factory.mktemp("whole")
-    train_tokenizer(folder, SMALL, SIZES, replace(EVERYTHING, optim={"accumulate": 2}))
+    train_tokenizer(folder, MODEL, TWICE)
     return states(folder)
 
 
@@ -173,13 +181,11 @@ def whole(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Tensor]:
 def test_resume_is_exact(
     whole: dict[str, Tensor], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, calls: int
 ) -> None:
-    config = replace(EVERYTHING, optim={"accumulate": 2})
-    monkeypatch.setattr(module, "Run", partial(module.Run, save_every=3))
     with monkeypatch.context() as patch:
         patch.setattr(module, "tokenizer_loss", kill_at(calls))
         with pytest.raises(Killed):
-            train_tokenizer(tmp_path, SMALL, SIZES, config)
-    train_tokenizer(tmp_path, SMALL, SIZES, config)
+            train_tokenizer(tmp_path, MODEL, TWICE)
+    train_tokenizer(tmp_path, MODEL, TWICE)
     resumed = states(tmp_path)
     assert resumed.keys() == whole.keys()
     for name, value in whole.items():
@@ -193,9 +199,9 @@ def test_resume_is_exact(
 
 
 def test_the_discriminator_waits_for_its_step(tmp_path: Path) -> None:
-    gan = replace(GAN, start=2)
-    config = replace(EVERYTHING, image_steps=1, clip_steps=2, image_share=1.0, gan=gan)
-    train_tokenizer(tmp_path, SMALL, SIZES, config)
+    stages = (replace(IMAGE, steps=1), replace(CLIP, steps=2, shapes=IMAGE.shapes))
+    config = replace(EVERYTHING, stages=stages, gan=replace(GAN, start=2))
+    train_tokenizer(tmp_path, MODEL, config)
     saved = states(tmp_path)
     assert saved["clip/adversary.model.lecam.total"] == 0
     assert not any(name.startswith("clip/adversary.optimizer") for name in saved)
@@ -217,42 +223,60 @@ def network(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_both_stages_with_every_term(tmp_path: Path, network: Path) -> None:
     config = replace(
         EVERYTHING,
-        image_steps=2,
-        image_batch=1,
-        clip_steps=2,
-        image_share=0.0,
+        stages=(
+            replace(IMAGE, steps=2, shapes=(Shape(frames=1, batch=1),)),
+            replace(CLIP, steps=2),
+        ),
         perceptual=PerceptualConfig(path=str(network)),
         gan=replace(GAN, start=0),
     )
-    trained = train_tokenizer(tmp_path, SMALL, SIZES, config)
+    trained = train_tokenizer(tmp_path, MODEL, config)
     assert all(value.isfinite().all() for value in trained.state_dict().values())
     line = json.loads((tmp_path / "clip" / "log.jsonl").read_text().splitlines()[0])
     terms = {"psnr", "lpips", "gan", "gan_weight", "disc", "lecam", "commitment", "adversary_norm"}
     assert terms <= line.keys()
     assert line["lpips"] > 0
     # The inflated model starts as the 2D one: it has moved, but from there.
-    image = load_file(tmp_path / "image" / "state.safetensors")["ema.decoder.conv_in.conv.weight"]
+    image = read_state(tmp_path / "image")["ema.decoder.conv_in.conv.weight"]
     moved = trained.state_dict()["decoder.conv_in.conv.weight"] - image
     assert 0 < moved.abs().max() < 0.01
 
 
 def test_the_log_says_what_is_off(tmp_path: Path) -> None:
-    config = TokenizerTraining(image_steps=1, image_batch=1, clip_steps=1, clip_batch=1)
-    train_tokenizer(tmp_path, SMALL, SIZES, config)
+    train_tokenizer(tmp_path, MODEL, PLAIN)
     lines = [json.loads(x) for x in (tmp_path / "clip" / "log.jsonl").read_text().splitlines()]
     assert "perceptual term off" in lines[0]["note"]
     assert not any(name.startswith("adversary") for name in states(tmp_path))
 
 
-@pytest.mark.parametrize(
-    ("values", "message"),
-    [
-        ({"reconstruction": "l3"}, "reconstruction"),
-        ({"image_share": 1.5}, "image_share"),
-        ({"entropy": -1.0}, "entropy"),
-        ({"reconstruction_weight": -1.0}, "reconstruction_weight"),
-    ],
-)
-def test_bad_settings(values: dict, message: str) -> None:
-    with pytest.raises(ValueError, match=message):
-        TokenizerTraining(**values)
+def test_a_run_starts_from_another_ones_tokenizer(tmp_path: Path) -> None:
+    torch.manual_seed(5)
+    flat, solid = VideoTokenizer(SMALL.as_2d()), VideoTokenizer(SMALL)
+    for name, model in (("flat", flat), ("solid", solid)):
+        save_tokenizer(tmp_path / name / "video_tokenizer", model)
+    # A learning rate of next to nothing: the weights stay where they start.
+    clip = replace(CLIP, steps=1, learning_rate=1e-12, shapes=(Shape(frames=5, batch=1),))
+    config = replace(PLAIN, stages=(clip,), start=str(tmp_path / "flat"))
+    trained = train_tokenizer(tmp_path / "a", MODEL, config)
+    weight = "decoder.conv_in.conv.weight"
+    torch.testing.assert_close(
+        trained.state_dict()["encoder.conv_in.conv.weight"],
+        flat.state_dict()["encoder.conv_in.conv.weight"],
+    )
+    image = torch.rand(1, 3, 1, 64, 64)
+    torch.testing.assert_close(
+        trained.encode(image), flat.eval().encode(image), rtol=1e-4, atol=1e-4
+    )
+    trained = train_tokenizer(tmp_path / "b", MODEL, replace(config, start=str(tmp_path / "solid")))
+    torch.testing.assert_close(trained.state_dict()[weight], solid.state_dict()[weight])
+    with pytest.raises(ValueError, match=r"stages\[0\]\.form: 3d is needed"):
+        train_tokenizer(tmp_path / "c", MODEL, replace(PLAIN, start=str(tmp_path / "solid")))
+    wide = replace(MODEL, tokenizer=replace(SMALL, channels=32))
+    with pytest.raises(CheckpointError, match=r"start: .*flat: channels: 16, this run's has 32"):
+        train_tokenizer(tmp_path / "d", wide, config)
+    assert not (tmp_path / "c").exists()
+
+
+def test_images_alone_give_an_inflated_tokenizer(tmp_path: Path) -> None:
+    config = replace(PLAIN, stages=(replace(IMAGE, steps=1),))
+    assert train_tokenizer(tmp_path, MODEL, config).config == SMALL

@@ -5,6 +5,7 @@ import json
 import subprocess
 import sys
 from dataclasses import fields, replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -16,27 +17,31 @@ from videoar.runtime.errors import CheckpointError
 from videoar.runtime.media import write_video
 from videoar.runtime.model_folder import save_tokenizer
 from videoar.runtime.pipeline import VideoAR
-from videoar.runtime.presets import DIGITS_TOKENIZER, DIGITS_TRANSFORMER
+from videoar.runtime.presets import DIGITS_TOKENIZER, DIGITS_TRANSFORMER, preset
 from videoar.runtime.transformer import Transformer
 from videoar.runtime.video_tokenizer import VideoTokenizer
 from videoar.training import train_judge, train_tokenizer, train_transformer
 from videoar.training.adversarial import GanConfig
 from videoar.training.cli import add_eval, add_train
 from videoar.training.cli_flags import LazyParser, described, field_help
-from videoar.training.cli_train import _run_config
 from videoar.training.corruption import FlipConfig
+from videoar.training.folder_config import DataConfig
+from videoar.training.frame_mask import FrameMaskConfig
+from videoar.training.learner import OptimConfig
 from videoar.training.perceptual import PerceptualConfig
-from videoar.training.run import OptimConfig
+from videoar.training.recipes import (
+    DIGITS_TOKENIZER_RECIPE,
+    DIGITS_TRANSFORMER_RECIPE,
+    TokenizerStage,
+    TokenizerTraining,
+    TransformerStage,
+    TransformerTraining,
+)
+from videoar.training.sources import Shape
 from videoar.training.train_judge import JudgeTraining
-from videoar.training.train_tokenizer import TokenizerTraining
-from videoar.training.train_transformer import TransformerTraining
 
-TRAININGS = {
-    "tokenizer": TokenizerTraining,
-    "transformer": TransformerTraining,
-    "judge": JudgeTraining,
-}
-NESTED = {"flip": FlipConfig, "gan": GanConfig, "perceptual": PerceptualConfig}
+CONFIGS = (TokenizerTraining, TokenizerStage, TransformerTraining, TransformerStage, Shape)
+CONFIGS += (DataConfig, FlipConfig, FrameMaskConfig, GanConfig, PerceptualConfig, OptimConfig)
 SMALL_TRANSFORMER = replace(DIGITS_TRANSFORMER, layers=1, width=64, heads=1, kv_heads=1)
 
 
@@ -73,8 +78,9 @@ def leaf(name: str) -> argparse.ArgumentParser:
 
 
 def test_commands():
-    kinds = {"train": ("tokenizer", "cache", "transformer", "judge", "export")}
-    kinds |= {"eval": ("prompts", "continuation", "tokenizer")}
+    kinds = {"train": ("tokenizer", "cache", "transformer", "judge", "footage", "export")}
+    measures = ("prompts", "continuation", "tokenizer", "bits", "fvd", "vbench")
+    kinds |= {"eval": (*measures, "curves", "samples", "heatmap")}
     expected = {f"videoar {name} {kind}" for name in kinds for kind in kinds[name]}
     assert set(leaves(make_parser())) == expected
 
@@ -87,32 +93,18 @@ def test_every_flag_has_a_help_text():
         assert "--" in parser.format_help()
 
 
-@pytest.mark.parametrize("cls", [*TRAININGS.values(), *NESTED.values(), OptimConfig])
-def test_every_field_is_described(cls):
-    nested = ("optim", *NESTED, "steps", "learning_rate", "warmup")
-    for field in fields(cls):
-        if field.name not in nested:
-            assert field_help(cls, field.name) != field.name.replace("_", " "), field.name
+@pytest.mark.parametrize("cls", CONFIGS)
+def test_every_field_of_a_config_is_described(cls):
+    names = {field.name for field in fields(cls)}
+    assert names == {name for base in cls.__mro__ for name in described(base)}
 
 
-@pytest.mark.parametrize("kind", TRAININGS)
-def test_every_field_is_a_flag(kind):
-    flags = {flag for action in leaf(f"train {kind}")._actions for flag in action.option_strings}
-    names = {field.name for field in fields(TRAININGS[kind])}
-    if "optim" in names:
-        names -= {"optim"}
-        stage = {"steps", "learning_rate", "warmup"}
-        names |= {f"optim-{field.name}" for field in fields(OptimConfig) if field.name not in stage}
-    for name in NESTED.keys() & names:
-        names = names - {name} | {f"{name}-{field.name}" for field in fields(NESTED[name])}
+def test_every_field_is_a_flag():
+    flags = {flag for action in leaf("train judge")._actions for flag in action.option_strings}
+    names = {field.name for field in fields(JudgeTraining)}
     assert {"--" + name.replace("_", "-") for name in names} <= flags
-
-
-def test_help_shows_the_default_of_the_run():
-    help_text = {a.dest: a.help for a in leaf("train transformer")._actions}
-    outer = TransformerTraining().flip
-    assert f"(default: {outer.p_max})" in help_text["flip_p_max"]
-    assert f"(default: {TransformerTraining().seed})" in help_text["seed"]
+    for name in names:
+        assert field_help(JudgeTraining, name) != name
 
 
 def test_descriptions_come_from_the_docstring():
@@ -133,30 +125,6 @@ def test_descriptions_come_from_the_docstring():
     assert described(int) == {}
 
 
-def test_flags_become_the_config():
-    words = "--image-steps 5 --entropy 0.1 --optim-weight-decay 0.2 --optim-betas 0.8 0.9"
-    words += " --gan-weight 0.1 --gan-adaptive --perceptual-path vgg.safetensors"
-    args = parse("train", "tokenizer", "--out", "x", *words.split())
-    optim = {"weight_decay": 0.2, "betas": (0.8, 0.9)}
-    expected = TokenizerTraining(
-        image_steps=5,
-        entropy=0.1,
-        gan=GanConfig(weight=0.1, adaptive=True),
-        perceptual=PerceptualConfig(path="vgg.safetensors"),
-        optim=optim,
-    )
-    assert _run_config(args, TokenizerTraining) == expected
-
-
-def test_flags_that_are_not_given_keep_the_defaults():
-    base = ["train", "transformer", "--out", "x", "--tokenizer", "y"]
-    default = TransformerTraining()
-    assert _run_config(parse(*base), TransformerTraining) == default
-    args = parse(*base, "--flip-p-min", "0.01", "--seed", "3")
-    expected = replace(default, flip=replace(default.flip, p_min=0.01), seed=3)
-    assert _run_config(args, TransformerTraining) == expected
-
-
 @pytest.mark.parametrize(
     ("words", "message"),
     [
@@ -166,7 +134,8 @@ def test_flags_that_are_not_given_keep_the_defaults():
         ("eval prompts --threads 0", "--threads"),
         ("eval", "WHAT"),
         ("train judge", "--out"),
-        ("train tokenizer --out x --image-steps few", "--image-steps"),
+        ("train judge --out x --steps few", "--steps"),
+        ("train tokenizer --out x --seed few", "--seed"),
         ("train tokenizer --out x --learning 3", "--learning"),
         ("train export --tokenizer a --transformer b --out c --dtype int8", "--dtype"),
     ],
@@ -174,12 +143,6 @@ def test_flags_that_are_not_given_keep_the_defaults():
 def test_bad_values(words, message):
     with pytest.raises(ValueError, match=message):
         parse(*words.split())
-
-
-def test_bad_value_of_a_nested_field():
-    args = parse("train", "transformer", "--out", "x", "--tokenizer", "y", "--flip-p-max", "2")
-    with pytest.raises(ValueError, match="p_max"):
-        args.run(args)
 
 
 def test_registering_imports_nothing_heavy():
@@ -197,13 +160,17 @@ def test_registering_imports_nothing_heavy():
 def test_train_tokenizer_writes_a_component(tmp_path, monkeypatch, capsys):
     asked = []
 
-    def train(folder, architecture, sizes, config):
-        asked.append((folder, sizes, config))
-        return VideoTokenizer(architecture)
+    def train(folder, model, config, **options):
+        asked.append((folder, model, config))
+        return VideoTokenizer(model.tokenizer)
 
     monkeypatch.setattr(train_tokenizer, "train_tokenizer", train)
-    run("train", "tokenizer", "--out", tmp_path, "--clip-steps", 7)
-    assert asked == [(tmp_path, DIGITS_TRANSFORMER.sizes, TokenizerTraining(clip_steps=7))]
+    words = ["--set", "entropy=0.5", "--set", "stages[1].steps=7", "--seed", 3, "--start", "x"]
+    run("train", "tokenizer", "--out", tmp_path, *words)
+    image, clip = DIGITS_TOKENIZER_RECIPE.stages
+    stages = (image, replace(clip, steps=7))
+    config = replace(DIGITS_TOKENIZER_RECIPE, entropy=0.5, stages=stages, seed=3, start="x")
+    assert asked == [(tmp_path, preset("digits"), config)]
     assert capsys.readouterr().out.strip() == str(tmp_path / "video_tokenizer")
     assert (tmp_path / "video_tokenizer" / "config.json").exists()
 
@@ -211,14 +178,19 @@ def test_train_tokenizer_writes_a_component(tmp_path, monkeypatch, capsys):
 def test_train_transformer_writes_a_component(tmp_path, monkeypatch):
     save_tokenizer(tmp_path / "tok" / "video_tokenizer", VideoTokenizer(DIGITS_TOKENIZER))
 
-    def train(folder, tokenizer, architecture, config):
+    def train(folder, tokenizer, architecture, config, *, text_tokenizer, fps, **options):
         assert isinstance(tokenizer, VideoTokenizer)
-        assert config == TransformerTraining(clips=9)
+        assert (architecture, fps) == (DIGITS_TRANSFORMER, 8)
+        data = (DataConfig(source="cache", path="a"), DataConfig(source="cache", path="b"))
+        stages = tuple(replace(stage, data=None) for stage in DIGITS_TRANSFORMER_RECIPE.stages)
+        assert config == replace(DIGITS_TRANSFORMER_RECIPE, data=data, stages=stages)
+        assert text_tokenizer.token_to_id("red") is not None
         return Transformer(SMALL_TRANSFORMER)
 
     monkeypatch.setattr(train_transformer, "train_transformer", train)
     out = tmp_path / "out"
-    run("train", "transformer", "--tokenizer", tmp_path / "tok", "--out", out, "--clips", 9)
+    words = ["--tokenizer", tmp_path / "tok", "--out", out, "--cache", "a", "b"]
+    run("train", "transformer", *words)
     assert (out / "transformer" / "model.safetensors").exists()
 
 
@@ -235,6 +207,35 @@ def test_unknown_folders(tmp_path, kind):
     words += ["--transformer", tmp_path / "nowhere"] if kind == "export" else []
     with pytest.raises(CheckpointError, match="nowhere"):
         run(*words)
+
+
+CONFIG_FOLDER = Path(__file__).parents[2] / "configs"
+SHORT_TOKENIZER = "stages[0].steps=3 stages[0].continuous_steps=1 stages[0].shapes[0].batch=4"
+SHORT_TOKENIZER += " stages[1].steps=2 stages[1].shapes[0].batch=1"
+SHORT_TRANSFORMER = "stages[0].steps=3 stages[0].shapes[0].batch=4 stages[0].data[0].count=8"
+SHORT_TRANSFORMER += " stages[1].steps=2 stages[1].shapes[0].batch=2 stages[1].data[0].count=3"
+
+
+def test_the_shipped_recipes_end_in_a_model_that_generates(tmp_path):
+    def train(kind, config, settings, *words):
+        words = ["--config", CONFIG_FOLDER / f"{config}.toml", "--out", tmp_path / kind, *words]
+        run("train", kind, *words, *(w for s in settings.split() for w in ("--set", s)))
+
+    train("tokenizer", "digits-tokenizer", SHORT_TOKENIZER)
+    source = ["--tokenizer", tmp_path / "tokenizer"]
+    train("transformer", "digits", SHORT_TRANSFORMER, *source)
+    words = [*source, "--transformer", tmp_path / "transformer", "--out", tmp_path / "model"]
+    run("train", "export", *words)
+    model = VideoAR.from_pretrained(tmp_path / "model")
+    assert model.config.transformer == DIGITS_TRANSFORMER
+    video = model.generate("a red 3 moving left", seed=1)
+    assert video.frames.shape == (1, 17, 64, 64, 3)
+    assert video.frames.std() > 0
+    # The same command again finds everything done and writes the same.
+    weights = (tmp_path / "transformer" / "transformer" / "model.safetensors").read_bytes()
+    train("transformer", "digits", SHORT_TRANSFORMER, *source)
+    again = (tmp_path / "transformer" / "transformer" / "model.safetensors").read_bytes()
+    assert again == weights
 
 
 @pytest.fixture(scope="module")
@@ -315,6 +316,6 @@ def test_eval_tokenizer_on_a_folder(exported, tmp_path, capsys):
 
 
 def test_missing_model(tmp_path):
-    for kind in ("prompts", "continuation", "tokenizer"):
+    for kind in ("prompts", "continuation", "tokenizer", "bits", "fvd"):
         with pytest.raises(CheckpointError, match="nowhere"):
             run("eval", kind, "--model", tmp_path / "nowhere")

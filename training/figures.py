@@ -1,0 +1,45 @@
+"""Figures of matplotlib as PNG files, without a display.
+
+matplotlib belongs to the extra `train`; it is imported when a picture is drawn.
+"""
+
+import os
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from videoar.runtime.errors import MediaError
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+_DPI = 100
+
+
+def new_figure(width: float, height: float) -> "Figure":
+    """A figure of so many inches; MediaError without matplotlib."""
+    try:
+        from matplotlib.figure import Figure
+    except ImportError as error:
+        raise MediaError("pictures need matplotlib: pip install 'videoar[train]'") from error
+    return Figure(figsize=(width, height), layout="constrained")
+
+
+def save_figure(figure: "Figure", output: str | Path) -> None:
+    """Write a figure aside, then rename it.
+
+    Raises:
+        ValueError: another suffix than .png.
+        MediaError: the file cannot be written.
+    """
+    output = Path(output)
+    if output.suffix.lower() != ".png":
+        raise ValueError(f"output: {output}: .png is needed")
+    unfinished = output.with_name(f".{output.stem}.{os.getpid()}.tmp.png")
+    try:
+        output.parent.mkdir(parents=True, exist_ok=True)
+        figure.savefig(unfinished, dpi=_DPI)
+        os.replace(unfinished, output)
+    except OSError as error:
+        raise MediaError(f"{output}: could not be written ({error})") from error
+    finally:
+        unfinished.unlink(missing_ok=True)
