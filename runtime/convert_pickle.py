@@ -33,7 +33,8 @@ def extract_tensors(source: Path, entry: str, target: Path) -> None:
 
     Args:
         source: a file of `torch.save` that holds a dict.
-        entry: the dict's entry that holds the tensors by name; others are left alone.
+        entry: the dict's entry that holds the tensors by name, others are left alone; "" where
+            the dict itself does.
         target: the file to be written.
 
     Raises:
@@ -76,9 +77,11 @@ def main(arguments: Sequence[str]) -> int:
 
 def _tensors(source: Path, entry: str) -> dict[str, Tensor]:
     content = _load(source)
-    if not isinstance(content, dict) or not isinstance(content.get(entry), dict):
+    if entry and (not isinstance(content, dict) or not isinstance(content.get(entry), dict)):
         raise CheckpointError(f"holds no dict with a dict {entry!r}")
-    tensors = content[entry]
+    tensors = content[entry] if entry else content
+    if not isinstance(tensors, dict):
+        raise CheckpointError("holds no dict of tensors")
     for name, tensor in tensors.items():
         plain = isinstance(tensor, Tensor) and tensor.layout == torch.strided
         odd = plain and (tensor.is_quantized or tensor.is_complex() or tensor.is_meta)

@@ -27,12 +27,19 @@ from videoar.runtime.presets import preset
 from videoar.runtime.transformer import Transformer
 from videoar.runtime.video_tokenizer import VideoTokenizer
 from videoar.training import digits
-from videoar.training.ablation_eval import evaluate_run, extended_frames, reference_features
+from videoar.training.ablation_eval import (
+    Clips,
+    clip_lengths,
+    generated_clips,
+    real_clips,
+    scores,
+)
 from videoar.training.cli_flags import add_fields, values_of
 from videoar.training.corruption import FlipConfig
+from videoar.training.features import TransNet, clip_features, load_transnet
 from videoar.training.folder_config import DataConfig
 from videoar.training.frame_mask import FrameMaskConfig
-from videoar.training.judge import load_judge
+from videoar.training.judge import Judge, load_judge
 from videoar.training.sources import Shape
 from videoar.training.train_transformer import (
     TransformerStage,
@@ -41,7 +48,12 @@ from videoar.training.train_transformer import (
 )
 
 TECHNIQUES = ("base", "rope", "corruption", "inheritance", "mask")
+# A row that is not trained: other held-out clips in the place of generated ones.
+REAL = "real"
+ROWS = (REAL, *TECHNIQUES)
+REFERENCE_SEED = 1000
 TITLES = {
+    "real": "held-out clips",
     "base": "base: 1D positions",
     "rope": "+ multi-scale temporal RoPE",
     "corruption": "+ time-dependent corruption",
@@ -133,23 +145,41 @@ def train_run(
     return model
 
 
-def references_of(out: Path, model: VideoAR, config: AblationConfig) -> dict[str, torch.Tensor]:
-    """Features of held-out clips of both lengths, made once for all runs."""
-    features = {}
-    for name, frames in (("short", model.config.num_frames), ("extended", extended_frames(model))):
-        path = out / f"reference-{config.references}-{frames}.safetensors"
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Scoring:
+    """What every run is scored with."""
+
+    judge: Judge
+    network: TransNet
+    references: dict[str, torch.Tensor]
+
+    @classmethod
+    def load(cls, out: Path, config: AblationConfig) -> "Scoring":
+        """Features of held-out clips are computed once and kept in `out`."""
+        lengths, network = clip_lengths(preset("digits")), load_transnet()
+        path = out / f"references-{config.references}.safetensors"
         if not path.exists():
+            real = real_clips(lengths, config.references, REFERENCE_SEED).frames
+            features = {name: clip_features(real[name], network) for name in lengths}
             temporary = path.with_suffix(f".{os.getpid()}")
-            save_file({"features": reference_features(config.references, frames)}, temporary)
+            save_file(features, temporary)
             os.replace(temporary, path)
-        features[name] = load_file(path)["features"]
-    return features
+        return cls(judge=load_judge(), network=network, references=load_file(path))
+
+    def of(self, clips: Clips) -> dict[str, Any]:
+        """See `ablation_eval.scores`."""
+        return scores(clips, self.judge, self.network, self.references)
 
 
 def run_one(
-    out: Path, tokenizer: VideoTokenizer, technique: str, seed: int, config: AblationConfig
+    out: Path,
+    tokenizer: VideoTokenizer,
+    technique: str,
+    seed: int,
+    config: AblationConfig,
+    scoring: Scoring,
 ) -> dict[str, Any]:
-    """Train and judge one run; its result is kept in `out`.
+    """Train and score one run, or score held-out clips; the result is kept in `out`.
 
     Raises:
         ValueError: `out` holds a result of another budget.
@@ -160,12 +190,15 @@ def run_one(
         if result["config"] != asdict(config):
             raise ValueError(f"{path}: made with {result['config']}, asked for {asdict(config)}")
         return result
-    transformer = train_run(out, tokenizer, technique, seed, config)
-    described = replace(preset("digits"), transformer=transformer.config)
-    model = VideoAR(described, transformer, tokenizer, digits.text_tokenizer())
-    references = references_of(out, model, config)
-    scores = evaluate_run(model, load_judge(), references, config.prompts, 1000 * (seed + 1))
-    result = {"technique": technique, "seed": seed, "config": asdict(config), **scores}
+    if technique == REAL:
+        lengths = clip_lengths(preset("digits"))
+        clips = real_clips(lengths, config.prompts, REFERENCE_SEED + 1 + seed)
+    else:
+        transformer = train_run(out, tokenizer, technique, seed, config)
+        described = replace(preset("digits"), transformer=transformer.config)
+        model = VideoAR(described, transformer, tokenizer, digits.text_tokenizer())
+        clips = generated_clips(model, config.prompts, 1000 * (seed + 1))
+    result = {"technique": technique, "seed": seed, "config": asdict(config), **scoring.of(clips)}
     temporary = path.with_suffix(".tmp")
     temporary.write_text(json.dumps(result, indent=1) + "\n")
     os.replace(temporary, path)
@@ -185,7 +218,7 @@ def table(results: list[dict[str, Any]]) -> str:
         "| | " + " | ".join(title for title, *_ in columns) + " | seeds |",
         "|---" * (len(columns) + 2) + "|",
     ]
-    for technique in TECHNIQUES:
+    for technique in ROWS:
         own = [result for result in results if result["technique"] == technique]
         if not own:
             continue
@@ -208,7 +241,7 @@ def results_in(out: Path) -> list[dict[str, Any]]:
     Raises:
         ValueError: there are none.
     """
-    paths = [path for t in TECHNIQUES for path in sorted(out.glob(f"{t}-*.json"))]
+    paths = [path for t in ROWS for path in sorted(out.glob(f"{t}-*.json"))]
     if not paths:
         raise ValueError(f"{out}: holds no result of a run")
     return [json.loads(path.read_text()) for path in paths]
@@ -225,7 +258,7 @@ def main(arguments: list[str] | None = None) -> None:
     run.add_argument("--tokenizer", default="digits", metavar="DIR", help=text)
     run.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2], metavar="N")
     text = "rows to make (default: all)"
-    run.add_argument("--only", nargs="+", choices=TECHNIQUES, default=TECHNIQUES, help=text)
+    run.add_argument("--only", nargs="+", choices=ROWS, default=ROWS, help=text)
     run.add_argument("--threads", type=int, default=torch.get_num_threads(), metavar="N")
     add_fields(run, AblationConfig)
     show = commands.add_parser("table", help="mean and spread over the seeds, as Markdown")
@@ -236,10 +269,11 @@ def main(arguments: list[str] | None = None) -> None:
         torch.set_num_threads(args.threads)
         args.out.mkdir(parents=True, exist_ok=True)
         config = AblationConfig(**values_of(args, AblationConfig))
-        tokenizer = load_tokenizer(args.tokenizer)
+        tokenizer, scoring = load_tokenizer(args.tokenizer), Scoring.load(args.out, config)
         for seed in args.seeds:
             for technique in args.only:
-                print(json.dumps(run_one(args.out, tokenizer, technique, seed, config)))
+                result = run_one(args.out, tokenizer, technique, seed, config, scoring)
+                print(json.dumps(result), flush=True)
     print(table(results_in(args.out)))
 
 

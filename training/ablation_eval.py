@@ -4,86 +4,88 @@ The extended clips are made shot by shot, each from the last frames of the one b
 (arXiv 2601.05966, section 4).
 """
 
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 from torch import Tensor
 from tqdm import tqdm
 
+from videoar.runtime.config import ModelConfig
 from videoar.runtime.pipeline import VideoAR
 from videoar.runtime.requests import default_context
 from videoar.training import digits
-from videoar.training.evaluate import Prompt, draw_prompts
-from videoar.training.fvd import clip_features, compare
+from videoar.training.evaluate import draw_prompts
+from videoar.training.features import TransNet, clip_features
+from videoar.training.frechet import compare
 from videoar.training.judge import Judge
 
 # Shots of an extended clip: 17 + 6 x 8 = 65 frames.
-SHOTS = 7
-REFERENCE_SEED = 4
+SHOTS = {"short": 1, "extended": 7}
+# What the last 17 frames can show: a clip that is longer turns round at the edges.
 ASPECTS = {"short": ("digit", "colour", "direction"), "extended": ("digit", "colour")}
 
 
-def extended_frames(model: VideoAR) -> int:
-    """Pixel frames of a clip of `SHOTS` shots."""
-    trained = model.config.num_frames
-    return trained + (SHOTS - 1) * (trained - default_context(model.config, trained))
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Clips:
+    """Clips of both lengths, uint8 `[N,T,H,W,3]`, and the scenes they should show."""
+
+    frames: dict[str, np.ndarray]
+    scenes: list[digits.Scene]
 
 
-def reference_features(num: int, num_frames: int) -> Tensor:
-    """Features of `num` held-out clips of `num_frames` frames, float32 `[num,d]`."""
-    clips = (digits.clip("test", REFERENCE_SEED, i, num_frames)[0] for i in range(num))
-    return clip_features(clips, total=num)
+def clip_lengths(config: ModelConfig) -> dict[str, int]:
+    """Pixel frames of a short and of an extended clip."""
+    trained = config.num_frames
+    new = trained - default_context(config, trained)
+    return {name: trained + (shots - 1) * new for name, shots in SHOTS.items()}
 
 
-def make_clips(model: VideoAR, prompts: list[Prompt], shots: int, seed: int) -> np.ndarray:
-    """One clip a prompt, uint8 `[N,T,H,W,3]`; clip i is generated with `seed + i`."""
-    frames = []
-    for start in tqdm(
-        range(0, len(prompts), 10), desc=f"{shots} shots", unit="batch", disable=None
-    ):
-        texts = [prompt.text for prompt in prompts[start : start + 10]]
-        seeds = [seed + start + i for i in range(len(texts))]
-        frames.append(model.generate(texts, seed=seeds, shots=shots).frames)
-    return np.concatenate(frames)
+def real_clips(lengths: dict[str, int], num: int, seed: int) -> Clips:
+    """Held-out clips."""
+    frames, scenes = {}, []
+    for name, count in lengths.items():
+        drawn = [digits.clip("test", seed, i, count) for i in range(num)]
+        frames[name] = np.stack([clip for clip, _, _ in drawn])
+        scenes = [scene for _, _, scene in drawn]
+    return Clips(frames=frames, scenes=scenes)
 
 
-def shares(
-    judge: Judge, prompts: list[Prompt], clips: np.ndarray, aspects: tuple[str, ...]
-) -> dict[str, float]:
-    """Shares of clips whose last 17 frames show what the prompt asks for, one by one and all."""
-    verdicts = [judge(clip[-digits.NUM_FRAMES :]) for clip in clips]
-    right = {
-        aspect: np.array(
-            [
-                getattr(p.scene, aspect) == getattr(v, aspect)
-                for p, v in zip(prompts, verdicts, strict=True)
-            ]
-        )
-        for aspect in aspects
-    }
-    right["all"] = np.logical_and.reduce(list(right.values()))
-    return {name: round(float(found.mean()), 4) for name, found in right.items()}
+def generated_clips(model: VideoAR, num: int, seed: int) -> Clips:
+    """Clips of the same prompts for every model; clip i is generated with `seed + i`."""
+    prompts, frames = draw_prompts(num), {}
+    for name, shots in SHOTS.items():
+        made = []
+        for start in tqdm(range(0, num, 10), desc=f"{name} clips", unit="batch", disable=None):
+            texts = [prompt.text for prompt in prompts[start : start + 10]]
+            seeds = [seed + start + i for i in range(len(texts))]
+            made.append(model.generate(texts, seed=seeds, shots=shots).frames)
+        frames[name] = np.concatenate(made)
+    return Clips(frames=frames, scenes=[prompt.scene for prompt in prompts])
 
 
-def evaluate_run(
-    model: VideoAR, judge: Judge, references: dict[str, Tensor], num: int, seed: int
+def scores(
+    clips: Clips, judge: Judge, network: TransNet, references: dict[str, Tensor]
 ) -> dict[str, dict[str, Any]]:
-    """Scores of the clips of `num` prompts.
+    """What clips show, and how far they are from real ones.
 
     Args:
-        model: of the moving digits.
-        references: `reference_features` of "short" clips (the trained length) and "extended" ones.
-        seed: of sampling; the prompts are the same for every run.
+        network: of the Fréchet distance's features.
+        references: features of real clips of both lengths.
 
     Returns:
-        For "short" and "extended": shares of the last 17 frames, `digit`, `colour`, `all`, for
-        "short" also `direction` (a longer clip turns round at the edges); and `tfvd`, the Fréchet
-        distance of TransNetV2 features to held-out clips.
+        For "short" and "extended": shares of clips whose last 17 frames show what they should, by
+        aspect and `all` of them; `tfvd`, the Fréchet distance of TransNetV2 features.
     """
-    prompts = draw_prompts(num)
-    scores = {}
-    for name, shots in (("short", 1), ("extended", SHOTS)):
-        clips = make_clips(model, prompts, shots, seed)
-        distance = compare(references[name], clip_features(clips))["value"]
-        scores[name] = {**shares(judge, prompts, clips, ASPECTS[name]), "tfvd": distance}
-    return scores
+    found: dict[str, dict[str, Any]] = {}
+    for name, frames in clips.frames.items():
+        verdicts = [judge(clip[-digits.NUM_FRAMES :]) for clip in frames]
+        pairs = list(zip(clips.scenes, verdicts, strict=True))
+        right = {
+            a: np.array([getattr(s, a) == getattr(v, a) for s, v in pairs]) for a in ASPECTS[name]
+        }
+        right["all"] = np.logical_and.reduce(list(right.values()))
+        shares = {aspect: round(float(values.mean()), 4) for aspect, values in right.items()}
+        tfvd = compare(references[name], clip_features(frames, network), resamples=0)["value"]
+        found[name] = {**shares, "tfvd": round(tfvd, 4)}
+    return found

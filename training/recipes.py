@@ -152,5 +152,15 @@ DIGITS_TRANSFORMER_RECIPE = TransformerTraining(
             flip=FlipConfig(p_max=0.15),
             mask=FrameMaskConfig(p_mask=0.1),
         ),
+        TransformerStage(
+            name="long",
+            steps=600,
+            learning_rate=4e-4,
+            warmup=50,
+            shapes=(Shape(frames=65, batch=16),),
+            data=(DataConfig(count=3000),),
+            flip=FlipConfig(p_max=0.15),
+            mask=FrameMaskConfig(p_mask=0.1, window=4),
+        ),
     ),
 )

@@ -34,14 +34,14 @@ def test_a_small_run(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
     flags = [f"--{k}={getattr(SMALL, k)}" for k in ("layers", "heads", "clips", "steps", "batch")]
     flags += ["--prompts=2", "--references=3", "--rate=1e-3", "--seeds", "3", "--out"]
     threads = f"--threads={torch.get_num_threads()}"
-    command = ["run", "--only", "base", "mask", threads, *flags, str(tmp_path)]
+    command = ["run", "--only", "real", "base", "mask", threads, *flags, str(tmp_path)]
     ablation.main(command)
     first = capsys.readouterr().out
     result = json.loads((tmp_path / "mask-3.json").read_text())
     assert (result["technique"], result["seed"]) == ("mask", 3)
     assert set(result["short"]) == {"digit", "colour", "direction", "all", "tfvd"}
     assert 0 < result["extended"]["tfvd"] < float("inf")
-    assert all(ablation.TITLES[name] in first for name in ("base", "mask"))
+    assert all(ablation.TITLES[name] in first for name in ("real", "base", "mask"))
     ablation.main(command)
     assert capsys.readouterr().out == first
     with pytest.raises(ValueError, match="made with"):

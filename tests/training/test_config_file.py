@@ -22,6 +22,7 @@ from videoar.training.train_transformer import check_stages
 
 CONFIGS = Path(__file__).parents[2] / "configs"
 RECIPE = DIGITS_TRANSFORMER_RECIPE
+SHORT_CLIPS = replace(RECIPE, stages=RECIPE.stages[:2])
 Config = TokenizerTraining | TransformerTraining
 
 
@@ -77,7 +78,7 @@ def test_data_that_is_given_is_that_of_all_stages() -> None:
     data = [{"source": "folder", "path": "clips"}]
     config = load_config(RECIPE, given={"data": data}, settings=["data[0].fps=12.5"])
     assert config.data == (DataConfig(source="folder", path="clips", fps=12.5),)
-    assert [stage.data for stage in config.stages] == [None, None]
+    assert [stage.data for stage in config.stages] == [None, None, None]
 
 
 STAGE = 'name = "a"\nsteps = 1\nlearning_rate = 1e-3\nshapes = [{ batch = 1 }]\n'
@@ -129,7 +130,7 @@ def test_mistakes_by_their_path(tmp_path: Path, text: str, message: str) -> None
         ("save_every=0", "^save_every: at least 1"),
         ("workers=-1", "^workers: at least 0"),
         ("checkpointing=yes", "^checkpointing: bool is needed, got str 'yes'"),
-        ("stages[3].steps=1", r"^--set stages\[3\]\.steps=1: stages\[3\]: no such place"),
+        ("stages[4].steps=1", r"^--set stages\[4\]\.steps=1: stages\[4\]: no such place"),
         ("seed.x=1", r"^--set seed\.x=1: seed\.x: no such place"),
         ("seed", "^--set seed: expected PATH=VALUE"),
         ("stages[].steps=1", "expected PATH=VALUE"),
@@ -182,7 +183,7 @@ def test_mistakes_of_a_tokenizer(settings: list[str], message: str) -> None:
     ],
 )
 def test_impossible_stages(settings: list[str], message: str) -> None:
-    config = load_config(RECIPE, settings=[f"stages[1].{setting}" for setting in settings])
+    config = load_config(SHORT_CLIPS, settings=[f"stages[1].{setting}" for setting in settings])
     with pytest.raises(ValueError, match=rf"^stages\[1\]\.{message}"):
         check_stages(config.stages, preset("digits"), lambda stage, number: None)
 

@@ -214,6 +214,7 @@ SHORT_TOKENIZER = "stages[0].steps=3 stages[0].continuous_steps=1 stages[0].shap
 SHORT_TOKENIZER += " stages[1].steps=2 stages[1].shapes[0].batch=1"
 SHORT_TRANSFORMER = "stages[0].steps=3 stages[0].shapes[0].batch=4 stages[0].data[0].count=8"
 SHORT_TRANSFORMER += " stages[1].steps=2 stages[1].shapes[0].batch=2 stages[1].data[0].count=3"
+SHORT_TRANSFORMER += " stages[2].steps=1 stages[2].shapes[0].batch=1 stages[2].data[0].count=1"
 
 
 def test_the_shipped_recipes_end_in_a_model_that_generates(tmp_path):
