@@ -13,6 +13,10 @@ GPU_TESTS = out=$$(timeout --foreground -k 5 150 $(PYTHON) -m pytest -q -m gpu "
     $(NO_TESTS)) ;; \
     *) echo "$$1: exit $$status"; echo "$$out"; exit 1 ;; \
   esac
+# What the suite runs there: with the compiled way it would take minutes more, and training needs
+# packages that such a machine may lack.
+GPU_SUITE := -k bench_generate --ignore=benchmarks/bench_train.py \
+  --presets videoar-l,par-4x --batches 1 --ways eager,bare --suite-device cuda --suite-seconds 110
 
 .DEFAULT_GOAL := help
 .PHONY: help demo test lint bench gpu-check clean
@@ -33,13 +37,12 @@ lint: .stamp-venv ## check style and formatting
 	$(BIN)/ruff format --check .
 	$(BIN)/clang-format --dry-run -Werror csrc/*.h csrc/*.inl csrc/*.cpp
 
-bench: .stamp-venv ## run the benchmarks
-	@$(BIN)/pytest -q --benchmark-only benchmarks || { status=$$?; \
-	  [ $$status -eq $(NO_TESTS) ] && echo "benchmarks/ holds no benchmark yet."; }
+bench: .stamp-venv ## run the benchmarks (BENCH='--presets videoar-xl --batches 1')
+	$(BIN)/pytest -q benchmarks --benchmark-only $(BENCH)
 
 # A step that fails or runs past its seconds does not keep the others from running; together they
 # end within 9 minutes. The tests spend their time in Triton's compiler, which is serial: a process
-# for each file. The benchmark's long last line goes to gpu-check.json alone.
+# for each file. A benchmark's long last line goes to gpu-check.json and gpu-report/ alone.
 gpu-check: ## on a CUDA machine: build with its own Python, test and time the kernels on the GPU
 	@$(PYTHON) -c 'import sys, torch; \
 	  sys.exit(None if torch.cuda.is_available() else "gpu-check: torch sees no CUDA device")'
@@ -53,17 +56,20 @@ gpu-check: ## on a CUDA machine: build with its own Python, test and time the ke
 	  summary="$$summary$$(printf '%-14s%s' $$name "$$result");"; \
 	}; \
 	step build 80 $(PYTHON) -m pip install --quiet --no-deps --no-build-isolation -e .; \
-	step tests 170 sh -c '{ ls tests/kernels/test_*.py; grep -lF mark.gpu tests/*/test_*.py; } | \
+	step tests 165 sh -c '{ ls tests/kernels/test_*.py; grep -lF mark.gpu tests/*/test_*.py; } | \
 	  sort -u | xargs -P 8 -I{} sh -c "$$0" sh {}' '$(GPU_TESTS)'; \
-	[ ! -f benchmarks/aot.py ] || step aot 50 $(PYTHON) -m videoar.benchmarks.aot --fast; \
-	step kernels 190 sh -c 'exec "$$@" >gpu-check.txt' sh $(PYTHON) \
-	  -m videoar.benchmarks.kernels --quick --seconds 140 --out gpu-check.json; \
+	[ ! -f benchmarks/aot.py ] || step aot 45 $(PYTHON) -m videoar.benchmarks.aot --fast; \
+	step kernels 100 sh -c 'exec "$$@" >gpu-check.txt' sh $(PYTHON) \
+	  -m videoar.benchmarks.kernels --quick --seconds 65 --out gpu-check.json; \
 	sed '/^{/d' gpu-check.txt; \
-	step environment 20 $(PYTHON) -m videoar.benchmarks.environment; \
+	step environment 15 $(PYTHON) -m videoar.benchmarks.environment; \
+	step report 130 sh -c 'exec "$$@" >gpu-check.txt' sh $(PYTHON) \
+	  -m videoar.benchmarks.report --out gpu-report -- $(GPU_SUITE); \
+	sed '/^{/d' gpu-check.txt; \
 	printf '%s' "$$summary" | tr ';' '\n'; exit $$failed
 
 clean: ## remove what the other verbs made, except the environment .venv
-	rm -rf .stamp-* build dist out gpu-check.json gpu-check.txt *.egg-info videoar/_C.*.so
+	rm -rf .stamp-* build dist out gpu-check.json gpu-check.txt gpu-report *.egg-info videoar/_C.*.so
 	rm -rf .pytest_cache .ruff_cache .hypothesis .benchmarks
 	find $(wildcard videoar kernels runtime training benchmarks tests assets) \
 	  -name __pycache__ -prune -exec rm -rf {} +
@@ -78,5 +84,5 @@ $(VENV)/pyvenv.cfg:
 
 # The larger installation covers the smaller one, so that `make test demo` installs once.
 .stamp-venv: $(VENV)/pyvenv.cfg $(PACKAGE)
-	$(INSTALL) -e '.[dev,train]'
+	$(INSTALL) -e '.[dev,train,footage]'
 	@touch .stamp-core $@
