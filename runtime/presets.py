@@ -1,5 +1,6 @@
 """The named presets: the shipped demo model and the published sizes."""
 
+from dataclasses import replace
 from difflib import get_close_matches
 
 from videoar.runtime.config import ModelConfig, TokenizerConfig, TransformerConfig
@@ -20,6 +21,23 @@ DIGITS_TOKENIZER = TokenizerConfig(
     io_kernel_time=1,
     patch_size=2,
     latent_scale=1.5,
+)
+
+# Real footage of the same size takes four times the tokens and half as many bits again.
+FOOTAGE_TOKENIZER = TokenizerConfig(
+    latent_dim=48,
+    channels=32,
+    multipliers=(1, 2, 4),
+    encoder_blocks=(1, 2, 2),
+    decoder_blocks=(2, 2, 2),
+    norm_groups=16,
+    temporal_levels=(0, 1),
+    block_kernel_time=((1, 1), (3, 1), (3, 3)),
+    mid_kernel_time=(3, 1),
+    resample_kernel_time=(3, 3),
+    io_kernel_time=1,
+    patch_size=2,
+    latent_scale=3.0,
 )
 
 DIGITS_TRANSFORMER = TransformerConfig(
@@ -78,6 +96,21 @@ PRESETS = {
         width=64,
         guidance="constant:4",
         temperature=0.5,
+    ),
+    "footage": ModelConfig(
+        tokenizer=FOOTAGE_TOKENIZER,
+        transformer=replace(
+            DIGITS_TRANSFORMER,
+            latent_dim=48,
+            sizes=default_sizes(8, 8),
+            condition="class",
+            vocab_size=16,
+            max_text=1,
+        ),
+        height=64,
+        width=64,
+        fps=12,
+        guidance="constant:4",
     ),
     "videoar-l": ModelConfig(
         tokenizer=TokenizerConfig(),

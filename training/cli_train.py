@@ -18,7 +18,7 @@ RESUME = "A run stopped half-way goes on by itself where --out holds its state."
 
 
 def add_train(subparsers: Subparsers) -> None:
-    """Register `videoar train tokenizer | cache | transformer | judge | export`."""
+    """Register `videoar train tokenizer | cache | transformer | judge | footage | export`."""
     text = "train the models and assemble a checkpoint"
     parser = subparsers.add_parser("train", help=text, description=text.capitalize() + ".")
     kinds = parser.add_subparsers(
