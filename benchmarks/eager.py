@@ -2,9 +2,10 @@
 
 The baseline of whole clips: the same weights and the same computation as `videoar.runtime`, one
 PyTorch operation after the other. Like those codebases it fuses q, k and v into one product, grows
-its keys and values by `torch.cat`, attends by `scaled_dot_product_attention`, rotates by a table of
-cosines made once, runs rows with and without their condition as one batch, samples each bit by
-`torch.multinomial`, and decodes the whole clip at its end.
+its keys and values by `torch.cat`, attends by flash-attn where that is installed, else by
+`scaled_dot_product_attention`, rotates by a table of cosines made once, runs rows with and without
+their condition as one batch, samples each bit by `torch.multinomial`, and decodes the whole clip at
+its end.
 
 Axes: R rows (requests, behind them the same without their condition), L tokens, C width, H and G
 heads of queries and of keys, D their width, d bits, t latent frames of N tokens.
@@ -12,6 +13,7 @@ heads of queries and of keys, D their width, d bits, t latent frames of N tokens
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 
 import numpy as np
 import torch
@@ -29,6 +31,29 @@ from videoar.runtime.video_tokenizer import VideoTokenizer
 
 LogitsHook = Callable[[int, int, Tensor], None]
 """Called with (frame, scale, logits `[R,n,2d]` before guidance) behind every step."""
+
+StepHook = Callable[[int, int], None]
+"""Called with (frame, scale) behind every step, and with (-1, 0) behind the text."""
+
+
+@lru_cache
+def flash_attention() -> Callable[..., Tensor] | None:
+    """flash-attn's function, or None where the package is not installed."""
+    try:
+        from flash_attn import flash_attn_func
+    except ImportError:
+        return None
+    return flash_attn_func
+
+
+def attend(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, causal: bool) -> Tensor:
+    """Attention of `[R,H,L,D]` to `[R,G,S,D]`; flash-attn takes no mask and 16 bits on a GPU."""
+    flash = flash_attention() if q.is_cuda and mask is None and q.itemsize == 2 else None
+    if flash is not None:
+        return flash(*(x.transpose(1, 2) for x in (q, k, v)), causal=causal).transpose(1, 2)
+    if k.shape[1] != q.shape[1]:
+        k, v = (x.repeat_interleave(q.shape[1] // x.shape[1], dim=1) for x in (k, v))
+    return F.scaled_dot_product_attention(q, k, v, attn_mask=mask, is_causal=causal)
 
 
 class RMSNorm(nn.Module):
@@ -79,10 +104,7 @@ class Attention(nn.Module):
             k = torch.cat([self.cached_k, k], dim=2)
             v = torch.cat([self.cached_v, v], dim=2)
         self.cached_k, self.cached_v = k, v
-        if config.kv_heads != config.heads:
-            k = k.repeat_interleave(config.heads // config.kv_heads, dim=1)
-            v = v.repeat_interleave(config.heads // config.kv_heads, dim=1)
-        out = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, is_causal=causal)
+        out = attend(q, k, v, mask, causal)
         return F.linear(out.transpose(1, 2).reshape(rows, length, -1), self.wo)
 
 
@@ -181,6 +203,12 @@ class EagerVideoAR(nn.Module):
             x = F.linear(tokens, self.embed_bits)
         return (x + self.embed_scale[scale]).repeat(rows // len(x), 1, 1)
 
+    def _logits(self, x: Tensor, tables: _Tables, begin: int, end: int) -> Tensor:
+        """Logits `[R,n,2d]` of the tokens begin .. end, whose keys and values are kept."""
+        for layer in self.layers:
+            x = layer(x, *tables.at(begin, end))
+        return F.linear(self.norm(x), self.head)
+
     def _sample(self, logits: Tensor, strength: float, temperature: float, guided: bool) -> Tensor:
         """Bits `[B,n,d]` of logits `[R,n,2d]`."""
         pairs = logits.float().unflatten(-1, (-1, 2))
@@ -203,6 +231,7 @@ class EagerVideoAR(nn.Module):
         temperature: float = 1.0,
         given_bits: Tensor | None = None,
         on_logits: LogitsHook | None = None,
+        on_step: StepHook | None = None,
     ) -> Tensor:
         """Latents float32 `[B,d,t,H,W]` of clips that stay within the trained length.
 
@@ -220,6 +249,8 @@ class EagerVideoAR(nn.Module):
         rows = [*prefixes, *([null_prefix] * len(prefixes) if guided else [])]
         tokens, tables = self._tables(rows, latent_frames)
         self._prefill(tokens, tables)
+        if on_step is not None:
+            on_step(-1, 0)
         features = torch.zeros(
             len(prefixes), config.latent_dim, *config.sizes[0], device=self.sos.device
         )
@@ -229,9 +260,7 @@ class EagerVideoAR(nn.Module):
             for scale, (height, width) in enumerate(config.sizes):
                 begin, end = end, end + height * width
                 x = self._embed(features, frame, scale, len(rows))
-                for layer in self.layers:
-                    x = layer(x, *tables.at(begin, end))
-                logits = F.linear(self.norm(x), self.head)
+                logits = self._logits(x, tables, begin, end)
                 if on_logits is not None:
                     on_logits(frame, scale, logits)
                 if given_bits is None:
@@ -241,6 +270,8 @@ class EagerVideoAR(nn.Module):
                     bits = given_bits[:, frame, filled : filled + height * width]
                 filled += height * width
                 total, features = self._next(total, bits, scale)
+                if on_step is not None:
+                    on_step(frame, scale)
             frames.append(total)
         return torch.stack(frames, dim=2)
 
@@ -256,6 +287,10 @@ class EagerVideoAR(nn.Module):
     @torch.inference_mode()
     def generate(self, *arguments: object, **options: object) -> np.ndarray:
         """Clips uint8 `[B,T,H,W,3]`; arguments as in `latents`."""
-        latents = self.latents(*arguments, **options)
+        return self.decode(self.latents(*arguments, **options))
+
+    @torch.inference_mode()
+    def decode(self, latents: Tensor) -> np.ndarray:
+        """Pixels of the latents of a whole clip."""
         weight = self.tokenizer.decoder.conv_in.conv.weight
         return to_pixels(self.tokenizer.decode(latents.to(weight.dtype)))

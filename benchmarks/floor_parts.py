@@ -37,10 +37,10 @@ def request(by_class: bool, index: int) -> dict[str, object]:
     return {"prompt": f"a {colours[index % 4]} {index // 4 % 10} moving left", "seed": index}
 
 
-def job_of(model: VideoAR, index: int) -> Job:
+def job_of(model: VideoAR, index: int, **options: int) -> Job:
     """The same clip as tokens."""
     by_class = model.config.transformer.condition == "class"
-    return make_job(model.config, model.text_tokenizer, **request(by_class, index))
+    return make_job(model.config, model.text_tokenizer, **request(by_class, index), **options)
 
 
 class OurClip:

@@ -123,6 +123,11 @@ class ParConfig:
         return self.schedule.num_steps
 
     @property
+    def step_lengths(self) -> tuple[int, ...]:
+        """Tokens of every step."""
+        return tuple(chunk.length for chunk in self.schedule.chunks)
+
+    @property
     def transformer(self) -> TransformerConfig:
         """What our layers and our cache read; a PAR has no scales and no bits."""
         return TransformerConfig(

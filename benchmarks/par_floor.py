@@ -1,4 +1,4 @@
-"""The bare matrix products of PAR's decoding steps, to hold the decoder against."""
+"""The bare matrix products of decoding steps, to hold a decoder against."""
 
 from collections.abc import Callable, Sequence
 from functools import partial
@@ -23,6 +23,7 @@ class BareSteps:
 
     Args:
         products: of one step.
+        lengths: tokens of every step.
         sequences: rows that are decoded together.
         dtype, device: of the inputs.
         graphs: where the products are captured; None: they are called.
@@ -31,26 +32,26 @@ class BareSteps:
     def __init__(
         self,
         products: Sequence[Product],
-        config: ParConfig,
+        lengths: Sequence[int],
         sequences: int,
         dtype: torch.dtype,
         device: torch.device | str,
         graphs: GraphSet | None = None,
     ) -> None:
         self.products, self.sequences = products, sequences
-        self.chunks, self.graphs = config.schedule.chunks, graphs
-        rows = sequences * config.group
+        self.lengths, self.graphs = lengths, graphs
+        rows = sequences * max(lengths)
         self.inputs = {
             width: torch.randn(rows, width, dtype=dtype, device=device) for width, _ in products
         }
         if graphs is not None:
-            for length in sorted({chunk.length for chunk in self.chunks}, reverse=True):
+            for length in sorted(set(lengths), reverse=True):
                 call = partial(self._multiply, sequences * length)
                 graphs.capture((self, length), call, self._buffers())
 
     def step(self, index: int) -> None:
         """The products of one step, numbered from 0."""
-        length = self.chunks[index].length
+        length = self.lengths[index]
         if self.graphs is None:
             self._multiply(self.sequences * length)
         else:

@@ -51,7 +51,7 @@ def measure(par: Par, steps: Sequence[int], rounds: int, sampling: ParSampling) 
     state = begin()
     graphs = None if par.graphs is None else par.graphs.graphs
     bare = [
-        BareSteps(products, config, len(state.classes), dtype, device, graphs)
+        BareSteps(products, config.step_lengths, len(state.classes), dtype, device, graphs)
         for products in (own_products(par.transformer), fused_products(config, dtype, device))
     ]
     runs = {OURS: lambda step: par.step(state, step, sampling.filtered)}

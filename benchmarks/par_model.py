@@ -7,7 +7,6 @@ import torch
 from torch import Tensor, nn
 
 from videoar.benchmarks.par_config import ParConfig
-from videoar.kernels.chunk_attention import chunk_mask
 from videoar.runtime.memory import check_fits
 from videoar.runtime.transformer import AttentionPlan, Layer, RMSNorm, Transformer
 
@@ -69,11 +68,7 @@ def teacher_forced_logits(model: ParTransformer, classes: Tensor, codes: Tensor)
     config, device = model.config, codes.device
     bridge = model.embed_bridge.weight.expand(len(codes), -1, -1)
     x = config.arrange(model.embed_class(classes[:, None]), model.embed_tokens(codes), bridge)
-    plan = AttentionPlan(
-        schedule=config.schedule,
-        mask=chunk_mask(config.schedule, device=device),
-        unplaced=config.unplaced().to(device),
-    )
+    plan = AttentionPlan(schedule=config.schedule, unplaced=config.unplaced().to(device))
     return model.head(model(x, config.input_positions().to(device), plan))
 
 

@@ -76,11 +76,11 @@ class TrainingStep:
     """One training step of a model on one random batch.
 
     Args:
-        model: float32, in training mode.
+        model: float32, in training mode, on `device`.
     """
 
-    def __init__(self, model: nn.Module) -> None:
-        self.model = model
+    def __init__(self, model: nn.Module, device: torch.device = CPU) -> None:
+        self.model, self.device = model, device
         self.learner = Learner(model, OptimConfig(steps=10**6, learning_rate=1e-4, warmup=0))
         with Recorder() as recorder:
             self.loss()
@@ -106,64 +106,67 @@ class TrainingStep:
         self.learner.step(0)
 
 
-def step_dtype() -> torch.dtype:
+def step_dtype(device: torch.device = CPU) -> torch.dtype:
     """What a training step multiplies in on this processor."""
-    with autocast(CPU):
-        return torch.get_autocast_dtype("cpu") if torch.is_autocast_enabled("cpu") else torch.float
+    kind = device.type
+    with autocast(device):
+        return torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else torch.float
 
 
 class TransformerStep(TrainingStep):
     """Teacher forcing over `batch` clips of the preset's length."""
 
-    def __init__(self, config: ModelConfig, batch: int) -> None:
+    def __init__(self, config: ModelConfig, batch: int, device: torch.device = CPU) -> None:
         sizes, frames = config.transformer.sizes, config.transformer.max_frames
         shape = batch, frames, sum(h * w for h, w in sizes), config.transformer.latent_dim
         self.tokens = torch.zeros(batch, TEXT, dtype=torch.int64)
         self.lengths = torch.full((batch,), TEXT)
         if config.transformer.condition == "class":
             self.tokens, self.lengths = self.tokens[:, :1], torch.ones_like(self.lengths)
-        self.inputs, self.bits = torch.randn(shape), torch.rand(shape) < 0.5
-        super().__init__(Transformer(config.transformer).train())
+        self.tokens, self.lengths = self.tokens.to(device), self.lengths.to(device)
+        self.inputs, self.bits = torch.randn(shape).to(device), (torch.rand(shape) < 0.5).to(device)
+        super().__init__(Transformer(config.transformer).train().to(device), device)
 
     def loss(self) -> Tensor:
-        with autocast(CPU):
+        with autocast(self.device):
             logits = teacher_forced_logits(self.model, self.tokens, self.lengths, self.inputs)
         return bitwise_cross_entropy(logits, self.bits)
 
     def floors(self) -> dict[str, Callable[[], object]]:
-        return {"products": BareProducts(self.calls, step_dtype()).run}
+        return {"products": BareProducts(self.calls, step_dtype(self.device), self.device).run}
 
 
 class TokenizerStep(TrainingStep):
     """Reconstruction of `batch` clips of the preset's length, quantised, without a GAN."""
 
-    def __init__(self, config: ModelConfig, batch: int) -> None:
+    def __init__(self, config: ModelConfig, batch: int, device: torch.device = CPU) -> None:
         frames = 1 + config.tokenizer.temporal_compression * (config.transformer.max_frames - 1)
-        self.video = 2 * torch.rand(batch, 3, frames, config.height, config.width) - 1
-        self.sizes = config.transformer.sizes
-        super().__init__(VideoTokenizer(config.tokenizer).train())
+        video = 2 * torch.rand(batch, 3, frames, config.height, config.width) - 1
+        self.video, self.sizes = video.to(device), config.transformer.sizes
+        super().__init__(VideoTokenizer(config.tokenizer).train().to(device), device)
 
     def loss(self) -> Tensor:
         output, terms = reconstruct(self.model, self.video, self.sizes)
         return 10 * ERRORS["l2"](output, self.video) + 0.02 * terms["commitment"]
 
     def floors(self) -> dict[str, Callable[[], object]]:
-        kind = step_dtype()
+        forms = {"first": torch.contiguous_format, "last": torch.channels_last}
+        kind = step_dtype(self.device)
         return {
-            "channels first": BareConvs(self.calls, kind, torch.contiguous_format).run,
-            "channels last": BareConvs(self.calls, kind, torch.channels_last).run,
+            f"channels {name}": BareConvs(self.calls, kind, form, self.device).run
+            for name, form in forms.items()
         }
 
 
 class BareProducts:
     """y = x W^T, W's and, where it is wanted, x's gradient, in the order of a step."""
 
-    def __init__(self, calls: list[Call], dtype: torch.dtype) -> None:
+    def __init__(self, calls: list[Call], dtype: torch.dtype, device: torch.device = CPU) -> None:
         self.tensors = []
         for call in calls:
             rows, width = call.x
             shapes = (rows, width), call.weight, (rows, call.weight[0])
-            x, weight, grad = (torch.randn(shape).to(dtype) for shape in shapes)
+            x, weight, grad = (torch.randn(shape).to(device, dtype) for shape in shapes)
             self.tensors.append((x, weight, grad, call.input_gradient))
 
     def run(self) -> None:
@@ -179,10 +182,17 @@ class BareProducts:
 class BareConvs:
     """A step's convolutions, and their gradients, in its order."""
 
-    def __init__(self, calls: list[Call], dtype: torch.dtype, layout: torch.memory_format) -> None:
+    def __init__(
+        self,
+        calls: list[Call],
+        dtype: torch.dtype,
+        layout: torch.memory_format,
+        device: torch.device = CPU,
+    ) -> None:
         self.runs = []
         for call in calls:
-            x, weight = (torch.randn(shape).to(dtype) for shape in (call.x, call.weight))
+            shapes = call.x, call.weight
+            x, weight = (torch.randn(shape).to(device, dtype) for shape in shapes)
             x, weight = x.to(memory_format=layout), weight.to(memory_format=layout)
             stride, padding = call.options
             options = [stride] * 2, [padding] * 2, [1, 1], False, [0, 0], 1

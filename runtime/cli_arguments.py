@@ -295,6 +295,14 @@ def _add_inspect(commands: "argparse._SubParsersAction[Any]") -> None:
     text = "where it would be computed; limits of cpu and cuda are measured, 2 s"
     parser.add_argument("--device", choices=COST_DEVICES, default=DEVICES[0], help=text)
     parser.add_argument("--cost", action="store_true", help="print the cost card")
+    text = "with --cost: the card of a training step, of transformer and tokenizer"
+    parser.add_argument("--train", action="store_true", help=text)
+    text = "with --train: clips of a process and step"
+    parser.add_argument("--batch", type=positive, default=1, metavar="N", help=text)
+    text = "with --train: layers keep their inputs only and are computed again"
+    parser.add_argument("--checkpointing", action="store_true", help=text)
+    text = "with --train: processes that share the weights (FSDP)"
+    parser.add_argument("--processes", type=positive, default=1, metavar="N", help=text)
     text = "memory bandwidth instead of the device's"
     parser.add_argument("--bandwidth", type=_above_zero, metavar="GB/S", help=text)
     text = "rate of matrix products instead of the device's"

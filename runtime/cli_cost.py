@@ -33,7 +33,7 @@ def cost_facts(args: Namespace, config: ModelConfig, dtype: torch.dtype) -> dict
     )
     num_frames = config.num_frames if args.num_frames is None else args.num_frames
     latent_frames = config.tokenizer.latent_frames(num_frames)
-    limits = _limits(args, dtype)
+    limits = device_limits(args, dtype)
     work = Work(
         requests=settings.together,
         sequences=1 if GuidanceSchedule.parse(config.guidance).is_one() else 2,
@@ -57,7 +57,7 @@ def cost_facts(args: Namespace, config: ModelConfig, dtype: torch.dtype) -> dict
     }
 
 
-def _limits(args: Namespace, dtype: torch.dtype) -> Limits:
+def device_limits(args: Namespace, dtype: torch.dtype) -> Limits:
     """Those given on the command line; what is not given is known or measured."""
     given = {}
     if args.bandwidth is not None:
@@ -160,7 +160,7 @@ def cost_lines(facts: dict[str, Any]) -> list[str]:
 
 def _memory_lines(plan: dict[str, Any], memory: int) -> list[str]:
     names = [name for name in plan if name not in ("fits", "hint")]
-    lines = [f"  {name.replace('_', ' '):<18}{_digits(plan[name] / 2**20):>12}" for name in names]
+    lines = [f"  {name.replace('_', ' '):<18}{digits(plan[name] / 2**20):>12}" for name in names]
     share = 100 * plan["total"] / memory
     lines[-1] += f"   {share:.1f} % of {memory / 2**20:,.0f}: {plan['hint']}"
     return [f"{'memory':<20}{'MiB':>12}", *lines]
@@ -177,10 +177,10 @@ def _frame_lines(facts: dict[str, Any]) -> list[str]:
             "x".join(map(str, step["grid"])),
             f"{step['rows']:,}",
             f"{step['keys']:,}",
-            _digits((step["gemm_flops"] + step["attention_flops"]) / 1e9),
-            _digits(step["weight_bytes"] / 1e6),
-            _digits((step["cache_read_bytes"] + step["cache_write_bytes"]) / 1e6),
-            _digits(1e3 * step["seconds"]),
+            digits((step["gemm_flops"] + step["attention_flops"]) / 1e9),
+            digits(step["weight_bytes"] / 1e6),
+            digits((step["cache_read_bytes"] + step["cache_write_bytes"]) / 1e6),
+            digits(1e3 * step["seconds"]),
             f"  {step['bound']}",
         )
         for step in facts["steps"]
@@ -196,9 +196,9 @@ def _decoder_lines(levels: Sequence[dict[str, Any]]) -> list[str]:
             level["level"],
             f"{level['channels']:,}",
             "x".join(map(str, level["grid"])),
-            *(_digits(level[name] / 1e9) for name in ("plain_flops", "flops")),
-            _digits(level["num_bytes"] / 1e6),
-            _digits(1e3 * level["seconds"]),
+            *(digits(level[name] / 1e9) for name in ("plain_flops", "flops")),
+            digits(level["num_bytes"] / 1e6),
+            digits(1e3 * level["seconds"]),
             "",
         )
         for level in levels
@@ -218,21 +218,21 @@ def _clip_lines(facts: dict[str, Any]) -> list[str]:
             passes.get(name, ""),
             "",
             "",
-            _digits(part["flops"] / 1e9),
-            _digits(part["num_bytes"] / 1e6),
-            _digits(1e3 * part["seconds"]),
+            digits(part["flops"] / 1e9),
+            digits(part["num_bytes"] / 1e6),
+            digits(1e3 * part["seconds"]),
             "",
         )
         for name, part in parts.items()
     ]
     rate = facts["clips_per_second"]
     frames = facts["settings"]["num_frames"] * rate
-    rows[-1] += f"  at most {_digits(rate)} clips/s, {_digits(frames)} frames/s"
+    rows[-1] += f"  at most {digits(rate)} clips/s, {digits(frames)} frames/s"
     title = "clip" if together == 1 else f"{together} clips"
     return [title, _LINE.format("", "passes", "", "", "GFLOP", "MB", "limit ms", ""), *rows]
 
 
-def _digits(value: float) -> str:
+def digits(value: float) -> str:
     """A number with three digits that count, and all of those in front of the point."""
     if value <= 0:
         return "0"

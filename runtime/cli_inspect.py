@@ -6,7 +6,8 @@ from typing import Any
 import torch
 
 from videoar.runtime.cache import CacheLayout
-from videoar.runtime.cli_cost import cost_facts, cost_lines
+from videoar.runtime.cli_cost import cost_facts, cost_lines, device_limits
+from videoar.runtime.cli_cost_training import training_dtype, training_facts, training_lines
 from videoar.runtime.cli_models import check_device, model_config, print_json
 from videoar.runtime.config import ModelConfig
 from videoar.runtime.guidance import GuidanceSchedule
@@ -17,7 +18,7 @@ from videoar.runtime.plan import parameter_counts
 
 
 def run(args: Namespace) -> None:
-    """Print the facts of one model, or with `--cost` its cost card.
+    """Print the facts of one model, or with `--cost` its cost card, `--train` that of training.
 
     Raises:
         ValueError: a bad argument.
@@ -25,17 +26,25 @@ def run(args: Namespace) -> None:
     """
     if args.device not in KNOWN:
         check_device(args.device)
+    if args.train and not args.cost:
+        raise ValueError("--train: needs --cost")
     config = model_config(args)
     name = args.model if args.preset is None else args.preset
     dtype = args.dtype or ("float32" if args.device == "cpu" else "bfloat16")
-    if args.cost:
+    lines = _lines
+    if args.train:
+        kind = DTYPES[args.dtype] if args.dtype else training_dtype(args.device)
+        facts = {"model": name, **training_facts(args, config, device_limits(args, kind))}
+        lines = training_lines
+    elif args.cost:
+        lines = cost_lines
         facts = {"model": name, **cost_facts(args, config, DTYPES[dtype])}
     else:
         facts = _model_facts(args, config, name, dtype)
     if args.json:
         print_json(facts)
     else:
-        print("\n".join(cost_lines(facts) if args.cost else _lines(facts)))
+        print("\n".join(lines(facts)))
 
 
 def _model_facts(args: Namespace, config: ModelConfig, name: str, dtype: str) -> dict[str, Any]:

@@ -6,12 +6,13 @@ video_tokenizer/     config.json + safetensors
 text_tokenizer/      tokenizer.json (text-conditional models)
 """
 
+from __future__ import annotations
+
 from importlib import resources
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import torch
-from tokenizers import Tokenizer
 from torch import nn
 
 from videoar.runtime.checkpoint import (
@@ -27,6 +28,10 @@ from videoar.runtime.pipeline import VideoAR
 from videoar.runtime.text import BOS, byte_tokenizer
 from videoar.runtime.transformer import Transformer
 from videoar.runtime.video_tokenizer import VideoTokenizer
+
+if TYPE_CHECKING:
+    # Models of classes need no tokenizer of texts.
+    from tokenizers import Tokenizer
 
 Module = TypeVar("Module", bound=nn.Module)
 
@@ -140,6 +145,8 @@ def read_text_tokenizer(folder: Path, config: TransformerConfig) -> Tokenizer:
     Raises:
         CheckpointError: missing, broken, or with tokens that the model has no embedding for.
     """
+    from tokenizers import Tokenizer
+
     path = folder / "text_tokenizer" / "tokenizer.json"
     if not path.is_file():
         raise CheckpointError(f"{path}: does not exist")

@@ -1,15 +1,16 @@
 """`VideoAR`: a transformer and a video tokenizer that turn prompts or classes into video."""
 
+from __future__ import annotations
+
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
-from tokenizers import Tokenizer
 
 from videoar.runtime.config import ModelConfig
 from videoar.runtime.entry import Entry, StepHook
@@ -21,6 +22,10 @@ from videoar.runtime.requests import make_job, make_jobs
 from videoar.runtime.scheduler import Scheduler, run_all, run_inline
 from videoar.runtime.transformer import Transformer
 from videoar.runtime.video_tokenizer import VideoTokenizer
+
+if TYPE_CHECKING:
+    # Models of classes need no tokenizer of texts.
+    from tokenizers import Tokenizer
 
 # Videos that one call of `generate` decodes together on a GPU.
 MAX_SLOTS = 8
@@ -78,7 +83,7 @@ class VideoAR:
     @classmethod
     def from_pretrained(
         cls, folder: str | Path, *, dtype: str = "float32", device: str = "cpu"
-    ) -> "VideoAR":
+    ) -> VideoAR:
         """Load a checkpoint folder (DESIGN promise 6), checking all of it first.
 
         Args:
@@ -96,7 +101,7 @@ class VideoAR:
     @classmethod
     def preset(
         cls, name: str, *, dtype: str = "float32", device: str = "cpu", seed: int = 0
-    ) -> "VideoAR":
+    ) -> VideoAR:
         """A model of a preset's sizes with random weights, for measuring.
 
         Raises:

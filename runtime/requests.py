@@ -5,11 +5,12 @@ first opens with the last `context` frames of the one before (arXiv 2601.05966, 
 clip has num_frames + (shots - 1) (num_frames - context) frames.
 """
 
+from __future__ import annotations
+
 from collections.abc import Iterable, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from tokenizers import Tokenizer
 
 from videoar.runtime.config import ModelConfig
 from videoar.runtime.given_frames import given_image, given_video
@@ -17,6 +18,10 @@ from videoar.runtime.guidance import GuidanceSchedule
 from videoar.runtime.job import Job, Shot
 from videoar.runtime.sampling import SamplingParams
 from videoar.runtime.text import check_class, encode_prompt
+
+if TYPE_CHECKING:
+    # Models of classes need no tokenizer of texts.
+    from tokenizers import Tokenizer
 
 
 def make_jobs(

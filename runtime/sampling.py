@@ -50,7 +50,7 @@ class SamplingParams:
 @torch.no_grad()
 def prefill_tokens(model: Transformer, tokens: Tensor, cache: StaticCache) -> None:
     """Write the keys and values of texts, int64 `[B,L]`, to the front of a cache of B rows."""
-    plan = teacher_forcing_plan(NO_CHUNKS, tokens.shape[1], cache=cache, device=tokens.device)
+    plan = teacher_forcing_plan(NO_CHUNKS, tokens.shape[1], cache=cache)
     positions = text_positions(tokens.shape[1], tokens.device)
     model(model.embed_tokens(tokens), positions, plan)
 

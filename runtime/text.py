@@ -1,18 +1,26 @@
 """Prompts and class ids to the transformer's prefix tokens."""
 
+from __future__ import annotations
+
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 import torch
-from tokenizers import Tokenizer, models, normalizers, pre_tokenizers
 from torch import Tensor
 
 from videoar.runtime.config import TransformerConfig
+
+if TYPE_CHECKING:
+    # Models of classes need no tokenizer of texts.
+    from tokenizers import Tokenizer
 
 BOS, UNKNOWN = "<bos>", "<unk>"
 
 
 def word_tokenizer(words: Sequence[str]) -> Tokenizer:
     """A tokenizer over whole lower-case words; punctuation is dropped."""
+    from tokenizers import Tokenizer, models, normalizers, pre_tokenizers
+
     vocabulary = {word: i for i, word in enumerate([BOS, UNKNOWN, *words])}
     tokenizer = Tokenizer(models.WordLevel(vocabulary, unk_token=UNKNOWN))
     tokenizer.normalizer = normalizers.Sequence([normalizers.NFKC(), normalizers.Lowercase()])
@@ -24,6 +32,8 @@ def word_tokenizer(words: Sequence[str]) -> Tokenizer:
 
 def byte_tokenizer() -> Tokenizer:
     """UTF-8 bytes; stands in where a preset has no text tokenizer of its own."""
+    from tokenizers import Tokenizer, models, pre_tokenizers
+
     alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
     vocabulary = {token: i for i, token in enumerate([BOS, *alphabet])}
     tokenizer = Tokenizer(models.BPE(vocabulary, []))

@@ -1,0 +1,242 @@
+"""Who runs a clip in the suite: VideoAR by this runtime, eager, compiled, and its bare products.
+
+A contender is built untimed; `run` makes one batch of clips and says where the time went.
+"""
+
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+from statistics import median
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+from videoar.benchmarks.compiled import CompiledVideoAR
+from videoar.benchmarks.eager import EagerVideoAR, StepHook
+from videoar.benchmarks.floor_parts import BareConvs, job_of, own_products, rows_per_token
+from videoar.benchmarks.par_floor import BareSteps
+from videoar.runtime.entry import Entry as Request
+from videoar.runtime.executor import make_executor
+from videoar.runtime.graphs import GraphSet
+from videoar.runtime.pipeline import VideoAR
+from videoar.runtime.scheduler import Scheduler
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Run:
+    """Seconds of one batch of clips; None for a part that a contender does not have.
+
+    Attributes:
+        step_s: of every timed decoding step.
+        steps: of a clip; more than were timed where a sample stands for all.
+        decoder_s: of the tokenizer's decoder, for all frames.
+        clip_s: from the request to the last pixel.
+        first_frame_s: from the request to the first pixel frame.
+        steady_frame_s: median from one latent frame's pixels to those of the next.
+    """
+
+    step_s: tuple[float, ...]
+    steps: int
+    decoder_s: float | None = None
+    clip_s: float | None = None
+    first_frame_s: float | None = None
+    steady_frame_s: float | None = None
+
+    def part(self, name: str) -> float | None:
+        """Seconds of "transformer", "decoder", "clip", "first_frame" or "steady_frame"."""
+        if name == "transformer":
+            return sum(self.step_s) * self.steps / len(self.step_s)
+        return getattr(self, f"{name}_s")
+
+
+class Contender(Protocol):
+    """One way to run one model.
+
+    Attributes:
+        compile_s: seconds that compiling took, untimed; None where nothing is compiled.
+    """
+
+    compile_s: float | None
+
+    def run(self) -> Run:
+        """Make one batch of clips."""
+
+
+class Laps:
+    """Times between marks: events on a GPU's stream, the host's clock elsewhere."""
+
+    def __init__(self, device: torch.device, stream: "torch.cuda.Stream | None" = None) -> None:
+        self.cuda, self.stream = device.type == "cuda", stream
+        self.marks: list = []
+        if self.cuda:
+            torch.cuda.synchronize(device)
+        self.mark()
+
+    def mark(self, *_: object) -> None:
+        """End a lap; takes whatever a hook is called with."""
+        if not self.cuda:
+            self.marks.append(time.perf_counter())
+            return
+        event = torch.cuda.Event(enable_timing=True)
+        event.record(self.stream)
+        self.marks.append(event)
+
+    def seconds(self) -> list[float]:
+        """Of every lap."""
+        pairs = pairwise(self.marks)
+        if not self.cuda:
+            return [end - begin for begin, end in pairs]
+        self.marks[-1].synchronize()
+        return [begin.elapsed_time(end) / 1e3 for begin, end in pairs]
+
+
+class OurVideo:
+    """This runtime: its executor, driven by its scheduler, each clip with a new class or prompt.
+
+    A CPU has one slot, so it makes the clips of a batch one after the other, as `generate` does.
+    """
+
+    compile_s = None
+
+    def __init__(self, model: VideoAR, batch: int) -> None:
+        self.model, self.batch, self.calls = model, batch, 0
+        self.cuda = model.device.type == "cuda"
+        self.executor = make_executor(model, slots=batch if self.cuda else 1)
+        tau = model.config.tokenizer.temporal_compression
+        # Two latent frames, and the prefix without a condition, which is kept.
+        self._drive([self._request(0, num_frames=1 + tau)])
+
+    def run(self) -> Run:
+        config, requests = self.model.config.transformer, self._requests()
+        step_s = [0.0] * (config.max_frames * len(config.sizes))
+
+        def add(frame: int, scale: int, seconds: float) -> None:
+            step_s[frame * len(config.sizes) + scale] += seconds
+
+        # On a GPU all clips share every step; on a CPU each has its own.
+        counted = requests[:1] if self.cuda else requests
+        for request in counted:
+            request.on_step = add
+        clip_s, stamps = self._drive(requests)
+        steady = [end - begin for begin, end in pairwise(stamps)]
+        together = self.executor.slots == self.batch
+        return Run(
+            step_s=tuple(step_s),
+            steps=len(step_s),
+            decoder_s=sum(request.timings["decoder"] for request in counted),
+            clip_s=clip_s,
+            first_frame_s=stamps[0] if together else None,
+            steady_frame_s=median(steady) if together and steady else None,
+        )
+
+    def _requests(self) -> list[Request]:
+        self.calls += self.batch
+        return [self._request(number) for number in range(self.calls, self.calls + self.batch)]
+
+    def _request(self, number: int, **options: int) -> Request:
+        job = job_of(self.model, number, **options)
+        return Request(job, num_scales=self.executor.num_scales)
+
+    def _drive(self, requests: Sequence[Request]) -> tuple[float, list[float]]:
+        """Seconds until all are done, and those at which pixels came."""
+        scheduler, stamps, begin = Scheduler(self.executor), [], time.perf_counter()
+        for request in requests:
+            scheduler.add(request)
+        while scheduler.busy:
+            scheduler.tick()
+            came = [request.drain() for request in requests]
+            if any(came):
+                stamps.append(time.perf_counter() - begin)
+        for request in requests:
+            if request.error is not None:
+                raise request.error
+        return stamps[-1], stamps
+
+
+class OtherVideo:
+    """The eager code, or the compiled one, which compiles while it is built.
+
+    Args:
+        decodes: whether latents become pixels.
+    """
+
+    compile_s = None
+
+    def __init__(self, way: EagerVideoAR, model: VideoAR, batch: int, decodes: bool = True) -> None:
+        self.way, self.model, self.batch, self.calls = way, model, batch, 0
+        self.decodes = decodes
+        config = model.config.transformer
+        latents = self._latents(min(2, config.max_frames))
+        if isinstance(way, CompiledVideoAR):
+            # For the shape that is timed; a CUDA graph is made in the second call or the third.
+            shape = (batch, config.latent_dim, config.max_frames, *config.sizes[-1])
+            latents = latents[:, :, :1].expand(shape).contiguous()
+        for _ in range(decodes * (3 if model.device.type == "cuda" else 1)):
+            way.decode(latents)
+
+    def run(self) -> Run:
+        laps = Laps(self.model.device)
+        latents = self._latents(self.model.config.transformer.max_frames, laps.mark)
+        if not self.decodes:
+            _, *step_s = laps.seconds()
+            return Run(step_s=tuple(step_s), steps=len(step_s))
+        self.way.decode(latents)
+        laps.mark()
+        _, *step_s, decoder_s = laps.seconds()
+        return Run(
+            step_s=tuple(step_s),
+            steps=len(step_s),
+            decoder_s=decoder_s,
+            clip_s=sum(laps.seconds()),
+        )
+
+    def _latents(self, frames: int, on_step: StepHook | None = None) -> Tensor:
+        self.calls += self.batch
+        numbers = range(self.calls, self.calls + self.batch)
+        jobs = [job_of(self.model, number) for number in numbers]
+        return self.way.latents(
+            [job.shots[0].prefix for job in jobs],
+            jobs[0].shots[0].null_prefix,
+            frames,
+            guidance=jobs[0].params.guidance,
+            temperature=jobs[0].params.temperature,
+            on_step=on_step,
+        )
+
+
+class BareVideo:
+    """The matrix products of the decoding steps; on a CPU also the decoder's convolutions."""
+
+    compile_s = None
+
+    def __init__(self, model: VideoAR, batch: int, graphs: GraphSet | None) -> None:
+        config, weight = model.config.transformer, model.transformer.embed_bits.weight
+        self.device, self.graphs = weight.device, graphs
+        # A CPU computes one clip after the other, and so do its products.
+        together = batch if self.device.type == "cuda" else 1
+        self.times = batch // together
+        self.lengths = [h * w for h, w in config.sizes] * config.max_frames
+        sequences = rows_per_token(model.config) * together
+        memory = (weight.dtype, weight.device, graphs)
+        self.products = BareSteps(own_products(model.transformer), self.lengths, sequences, *memory)
+        cpu = self.device.type == "cpu"
+        self.convs = BareConvs(model.config, weight.dtype) if cpu else None
+
+    def run(self) -> Run:
+        step_s = [0.0] * len(self.lengths)
+        for _ in range(self.times):
+            laps = Laps(self.device, self.graphs and self.graphs.stream)
+            for index in range(len(step_s)):
+                self.products.step(index)
+                laps.mark()
+            step_s = [sum(pair) for pair in zip(step_s, laps.seconds(), strict=True)]
+        decoder_s = None
+        if self.convs is not None:
+            laps = Laps(self.device)
+            for _ in range(self.times):
+                self.convs.run()
+            laps.mark()
+            decoder_s = sum(laps.seconds())
+        return Run(step_s=tuple(step_s), steps=len(step_s), decoder_s=decoder_s)

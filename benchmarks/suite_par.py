@@ -1,0 +1,122 @@
+"""Who runs PAR in the suite: this runtime, eager, compiled, and its bare products."""
+
+from videoar.benchmarks.par import Par
+from videoar.benchmarks.par_eager import EagerPar
+from videoar.benchmarks.par_floor import BareSteps, own_products
+from videoar.benchmarks.par_sampling import ParSampling
+from videoar.benchmarks.par_state import ParState
+from videoar.benchmarks.suite_contenders import Laps, Run
+
+SAMPLING = ParSampling()
+
+
+def sampled_steps(num_steps: int, stride: int) -> range:
+    """Every `stride`-th step, from the middle of the first stride on; 1: all steps."""
+    return range(min(stride, num_steps) // 2, num_steps, stride)
+
+
+class OurPar:
+    """This runtime, whole clips; a CPU makes the clips of a batch one after the other."""
+
+    compile_s = None
+
+    def __init__(self, par: Par, batch: int) -> None:
+        self.par, self.batch, self.calls = par, batch, 0
+        self.device = par.transformer.embed_tokens.weight.device
+        self.stream = par.graphs and par.graphs.stream
+        state = self._start(0)
+        for step in range(par.config.group + 2):
+            par.step(state, step, SAMPLING.filtered)
+
+    def _start(self, first: int) -> ParState:
+        classes = [number % self.par.config.classes for number in range(first, first + self.slots)]
+        return self.par.start(classes, range(self.slots), SAMPLING)
+
+    @property
+    def slots(self) -> int:
+        return self.par.slots
+
+    def run(self) -> Run:
+        steps = self.par.config.num_steps
+        step_s = [0.0] * steps
+        for first in range(0, self.batch, self.slots):
+            state = self._start(self.calls + first)
+            laps = Laps(self.device, self.stream)
+            for step in range(steps):
+                self.par.step(state, step, SAMPLING.filtered)
+                laps.mark()
+            step_s = [sum(pair) for pair in zip(step_s, laps.seconds(), strict=True)]
+            self.par.codes(state)
+        self.calls += self.batch
+        return Run(step_s=tuple(step_s), steps=steps)
+
+
+class OtherPar:
+    """The eager code, or the compiled one, on a sample of the steps at their true cache lengths."""
+
+    compile_s = None
+
+    def __init__(self, way: EagerPar, batch: int, stride: int) -> None:
+        self.way, self.batch = way, batch
+        self.steps = sampled_steps(way.config.num_steps, stride)
+        self.device = way.head.device
+        self.way.start(self._classes(), SAMPLING)
+        for step in range(way.config.group + 2):
+            self.way.step(step)
+
+    def _classes(self) -> list[int]:
+        return [number % self.way.config.classes for number in range(self.batch)]
+
+    def run(self) -> Run:
+        self.way.start(self._classes(), SAMPLING)
+        steps = self.way.config.num_steps
+        step_s = self._whole() if len(self.steps) == steps else self._sampled()
+        return Run(step_s=tuple(step_s), steps=steps)
+
+    def _whole(self) -> list[float]:
+        laps = Laps(self.device)
+        for step in self.steps:
+            self.way.step(step)
+            laps.mark()
+        return laps.seconds()
+
+    def _sampled(self) -> list[float]:
+        seconds: list[float] = []
+        for step in self.steps:
+            self.way.place(step)
+            laps = Laps(self.device)
+            self.way.step(step)
+            laps.mark()
+            seconds += laps.seconds()
+        return seconds
+
+
+class BarePar:
+    """The matrix products of a sample of the steps, by the runtime's own linear layers."""
+
+    compile_s = None
+
+    def __init__(self, par: Par, batch: int, stride: int) -> None:
+        weight, self.par = par.transformer.embed_tokens.weight, par
+        self.device, self.times = weight.device, -(-batch // par.slots)
+        self.steps = sampled_steps(par.config.num_steps, stride)
+        self.graphs = par.graphs and par.graphs.graphs
+        rows = par.slots * (1 + SAMPLING.guided)
+        self.products = BareSteps(
+            own_products(par.transformer),
+            par.config.step_lengths,
+            rows,
+            weight.dtype,
+            weight.device,
+            self.graphs,
+        )
+
+    def run(self) -> Run:
+        step_s = [0.0] * len(self.steps)
+        for _ in range(self.times):
+            laps = Laps(self.device, self.graphs and self.graphs.stream)
+            for step in self.steps:
+                self.products.step(step)
+                laps.mark()
+            step_s = [sum(pair) for pair in zip(step_s, laps.seconds(), strict=True)]
+        return Run(step_s=tuple(step_s), steps=self.par.config.num_steps)
