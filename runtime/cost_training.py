@@ -173,7 +173,8 @@ def transformer_step(
     """Products, attention and update of a step: what must be computed and moved at least.
 
     A product's backward is two products. Attention: 4 D FLOPs a pair and head forwards, 10 D
-    backwards, as the kernels compute the scores again. What is kept is written once and read once; the logits' loss is taken to be free.
+    backwards, as the kernels compute the scores again. What is kept is written once and read once;
+    the logits' loss is taken to be free.
     """
     memory = transformer_memory(config, parameters, work)
     video = work.batch * work.latent_frames * config.tokens_per_frame
