@@ -10,7 +10,7 @@ import pytest
 from videoar.benchmarks.floor_parts import rows_per_token
 from videoar.benchmarks.par_config import PAR_PRESETS
 from videoar.benchmarks.suite import Recorded, Suite
-from videoar.benchmarks.suite_contenders import Run
+from videoar.benchmarks.suite_contenders import Run, quiet
 from videoar.benchmarks.suite_costs import Cost, par_costs, video_costs
 from videoar.benchmarks.suite_entry import Entry, part_clock, replay
 from videoar.benchmarks.suite_par import SAMPLING, sampled_steps
@@ -58,7 +58,7 @@ def bench_generate(benchmark, suite: Suite, case: Case) -> None:
         **(_steps(suite, recorded.runs[own][-1], cost) if case.part == "transformer" else {}),
     )
     replay(benchmark, samples[case.way])
-    suite.describe(benchmark, entry, samples)
+    suite.describe(benchmark, entry, samples, _quiet(recorded, case))
 
 
 def _steps(suite: Suite, run: Run, cost: Cost) -> dict[str, object]:
@@ -70,25 +70,39 @@ def _steps(suite: Suite, run: Run, cost: Cost) -> dict[str, object]:
     return {
         "step_s": run.step_s,
         "step_limit_s": [limits[place] for place in places],
-        "scaled": {"timed": timed, "of": run.steps},
+        "scaled": {
+            "timed": timed,
+            "of": run.steps,
+            "first": places.start,
+            "stride": places.step,
+        },
     }
 
 
-def _samples(recorded: Recorded, case: Case) -> dict[str, list[float]]:
-    """The entry's own times under its way, then those of all others that have the part.
+def _runs(recorded: Recorded, case: Case) -> dict[str, list[Run]]:
+    """The rounds of the entry's own way under its name, then of all others that have the part.
 
     Another way of the same model is named by the way, another model run in the same way by the
     model, all else by both.
     """
-    samples = {}
-    keys = sorted(recorded.runs, key=lambda key: key != (case.model, case.way))
-    for model, way in keys:
-        parts = [run.part(case.part) for run in recorded.runs[model, way]]
-        if not parts or None in parts:
-            continue
-        name = way if model == case.model else model if way == case.way else f"{model} {way}"
-        samples[name] = parts
-    return samples
+    found = {}
+    for model, way in sorted(recorded.runs, key=lambda key: key != (case.model, case.way)):
+        runs = recorded.runs[model, way]
+        if runs and None not in [run.part(case.part) for run in runs]:
+            name = model if way == case.way else f"{model} {way}"
+            found[way if model == case.model else name] = runs
+    return found
+
+
+def _samples(recorded: Recorded, case: Case) -> dict[str, list[float]]:
+    """Seconds of every round."""
+    runs = _runs(recorded, case)
+    return {name: [run.part(case.part) for run in each] for name, each in runs.items()}
+
+
+def _quiet(recorded: Recorded, case: Case) -> dict[str, float]:
+    """Seconds without what other work on the machine adds."""
+    return {name: quiet(each, case.part) for name, each in _runs(recorded, case).items()}
 
 
 @lru_cache

@@ -26,7 +26,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     group.addoption("--rounds", type=int, default=3, help="of clips, at most (3)")
     text = "eager, compiled and bare PAR are timed at every N-th step (CPU: 8, GPU: 1, all)"
     group.addoption("--par-stride", type=int, metavar="N", help=text)
-    text = "begin nothing more after so many (default selection on a CPU: 540)"
+    text = "begin nothing more after so many (default selection on a CPU: 570)"
     group.addoption("--suite-seconds", type=float, metavar="S", help=text)
 
 
@@ -57,7 +57,7 @@ def _suite(config: pytest.Config) -> object:
             raise pytest.UsageError(f"{name}: at least 1, got {option(name)}")
     seconds = option("--suite-seconds")
     if seconds is None and device == "cpu" and not selection.requested:
-        seconds = 540.0
+        seconds = 570.0
     suite = Suite(
         device=device,
         dtype_name=option("--suite-dtype"),

@@ -22,10 +22,12 @@ class Measured:
         limit_s: the least time the device allows; None: not known, `limit_note` says why.
         device, dtype, threads: that it ran on.
         timed: one sentence, what is inside of the timer.
-        opponents: by name `samples` of the same rounds and `ratio`, the median of theirs over ours.
+        quiet_s: seconds without what other work on the machine added; None: not known.
+        opponents: by name `samples` of the same rounds, `quiet_s`, and `ratio` of theirs over ours.
         step_s, step_limit_s: seconds and limit of every decoding step of one run.
         bytes, flops: that must be moved and computed.
-        scaled: of how many steps (`of`) how many were timed (`timed`) and scaled; None: all.
+        scaled: of how many steps (`of`) how many were timed (`timed`) and scaled, from step `first`
+            (counted from 0) on every `stride`-th; None: all.
         compile_s: seconds of compiling, outside of the timer.
         commit: of the source; "+" for changes on top of it.
         versions: of packages.
@@ -45,6 +47,7 @@ class Measured:
     dtype: str | None = None
     threads: int | None = None
     timed: str | None = None
+    quiet_s: float | None = None
     opponents: Mapping[str, Any] = field(default_factory=dict)
     step_s: tuple[float, ...] = ()
     step_limit_s: tuple[float, ...] = ()

@@ -61,7 +61,8 @@ def _step_panel(axes: "Axes", entries: Sequence[Measured]) -> None:
         # A scaled run has gaps between its steps, so only whole ones are drawn as a line.
         style = "." if entry.scaled else "-"
         times = [1e3 * seconds for seconds in entry.step_s]
-        numbers = range(1, len(times) + 1)
+        places = entry.scaled or {"first": 0, "stride": 1}
+        numbers = [1 + places["first"] + places["stride"] * i for i in range(len(times))]
         axes.plot(numbers, times, style, color=COLOURS.get(entry.way), label=entry.way)
     longest = max(entries, key=lambda entry: len(entry.step_limit_s))
     if longest.step_limit_s:
@@ -118,11 +119,12 @@ def _bars(axes: "Axes", bars: Mapping[str, tuple[float, float | None, float | No
         return
     names, values = list(bars), [value for value, _, _ in bars.values()]
     colours = [COLOURS[name.splitlines()[-1]] for name in names]
-    drawn = axes.bar(range(len(names)), values, color=colours)
-    axes.bar_label(drawn, [f"{value:.2f}x" for value in values], padding=3)
-    for place, (_, low, high) in enumerate(bars.values()):
+    axes.bar(range(len(names)), values, color=colours)
+    for place, (value, low, high) in enumerate(bars.values()):
         if low is not None:
             axes.plot([place, place], [low, high], color="black")
+        top = max(value, high or 0)
+        axes.text(place, top, f"{value:.2f}x", ha="center", va="bottom")
     axes.axhline(1, color="black", linewidth=0.8, linestyle=":")
     axes.set_xticks(range(len(names)), names, fontsize=8)
     axes.margins(y=0.15)

@@ -1,12 +1,11 @@
 """The ratios that a report always has: VideoAR over PAR, and this runtime over other ways.
 
-The two are never mixed, but for the one that says so. Where it can be, a ratio is the median over
-rounds in which both sides were timed.
+The two are never mixed, but for the one that says so. A ratio is that of the quiet times of rounds
+in which both sides were timed; its extremes are those of the single rounds.
 """
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from statistics import median
 from typing import Any
 
 from videoar.benchmarks.report_measured import OURS, WAYS, Measured, find, kind_of
@@ -118,7 +117,7 @@ def ratio_of(entries: Sequence[Measured], named: Named) -> dict[str, Any]:
     """
     entry = find(entries, named.model, OURS, named.part)
     pairs = [] if entry is None else _pairs(entry, named)
-    value, paired = (median(pairs), True) if pairs else (_stated(entry, named), True)
+    value, paired = None if entry is None else _of_quiet(entry, named), True
     if value is None:
         value, paired = _unpaired(entries, named), False
     device = (entry or entries[0]).device if entries else None
@@ -150,15 +149,13 @@ def _pairs(entry: Measured, named: Named) -> list[float]:
     return [one / other for one, other in zip(top, bottom, strict=False)]
 
 
-def _stated(entry: Measured | None, named: Named) -> float | None:
-    """As the suite gives it, where samples are missing: an opponent's median ratio over ours."""
-    if entry is None or OURS not in (named.top, named.bottom):
-        return None
-    other = named.top if named.bottom == OURS else named.bottom
-    stated = entry.opponents.get(other, {}).get("ratio")
-    if stated is None:
-        return None
-    return stated if named.bottom == OURS else 1 / stated
+def _of_quiet(entry: Measured, named: Named) -> float | None:
+    """The ratio of quiet times, or of the least samples."""
+    sides = []
+    for name in (named.top, named.bottom):
+        quiet = entry.quiet_s if name == OURS else entry.opponents.get(name, {}).get("quiet_s")
+        sides.append(quiet or min(_series(entry, name), default=None))
+    return None if None in sides else sides[0] / sides[1]
 
 
 def _unpaired(entries: Sequence[Measured], named: Named) -> float | None:

@@ -24,7 +24,7 @@ from videoar.runtime.modules import DTYPES
 # Of the memory that is there; plans of the other ways are estimates.
 _USED = 0.9
 # Of the seconds: the clips may take so much, the rest is for what comes behind them.
-_CLIPS = 0.75
+_CLIPS = 0.85
 
 
 class CannotRunError(RuntimeError):
@@ -191,14 +191,22 @@ class Suite:
         wait()
         return time.perf_counter() - begin
 
-    def describe(self, benchmark: Any, entry: Entry, samples: Samples, **facts: Any) -> None:
+    def describe(
+        self,
+        benchmark: Any,
+        entry: Entry,
+        samples: Samples,
+        quiet: Mapping[str, float] | None = None,
+        **facts: Any,
+    ) -> None:
         """Write the entry's `extra_info` and its group in the table.
 
         Args:
+            quiet: as in `extra_info`.
             facts: what is not as in the rest of the suite, such as the dtype.
         """
         benchmark.group = f"{entry.model}, {entry.part}, batch {entry.batch}"
-        benchmark.extra_info.update(extra_info(entry, samples, self.facts | facts))
+        benchmark.extra_info.update(extra_info(entry, samples, self.facts | facts, quiet))
 
     def recorded(self, model: str, batch: int) -> Recorded:
         """The race of a model, which runs when its first entry asks for it."""

@@ -33,7 +33,8 @@ class Entry:
         limit_s: the least seconds that the device allows; None: `limit_note` says why.
         limit_note: what to know about the limit.
         step_s, step_limit_s: seconds and limit of every timed step of the last round.
-        scaled: None, or how many steps were timed and stand for how many of them.
+        scaled: None, or how many steps were `timed` and stand `of` how many: from step `first`
+            (counted from 0) on every `stride`-th.
         compile_s: seconds of compiling, outside of the timer.
     """
 
@@ -58,15 +59,22 @@ class Entry:
                 raise ValueError(f"{name}: expected one of {known}, got {getattr(self, name)!r}")
 
 
-def extra_info(entry: Entry, samples: Samples, facts: Mapping[str, Any]) -> dict[str, Any]:
+def extra_info(
+    entry: Entry,
+    samples: Samples,
+    facts: Mapping[str, Any],
+    quiet: Mapping[str, float] | None = None,
+) -> dict[str, Any]:
     """The entry's `extra_info`.
 
     Args:
         samples: of the entry, which comes first, and of its opponents.
         facts: device, dtype, threads, versions and commit.
+        quiet: seconds without what other work on the machine adds; None: the least sample.
     """
     own, *others = samples
     times = samples[own]
+    quiet = quiet or {name: min(each) for name, each in samples.items() if each}
     return {
         "model": entry.model,
         "way": entry.way,
@@ -81,21 +89,20 @@ def extra_info(entry: Entry, samples: Samples, facts: Mapping[str, Any]) -> dict
         **facts,
         "timed": entry.timed,
         "opponents": {
-            name: {"samples": list(samples[name]), "ratio": ratio(samples[name], times)}
+            name: {
+                "samples": list(samples[name]),
+                "quiet_s": quiet.get(name),
+                "ratio": quiet[name] / quiet[own] if {name, own} <= quiet.keys() else None,
+            }
             for name in others
         },
+        "quiet_s": quiet.get(own),
         "rounds": len(times),
         "step_s": list(entry.step_s),
         "step_limit_s": list(entry.step_limit_s),
         "scaled": entry.scaled,
         "compile_s": entry.compile_s,
     }
-
-
-def ratio(times: Sequence[float], base: Sequence[float]) -> float | None:
-    """How many times as long as `base`: the median over the rounds that have both."""
-    pairs = [one / other for one, other in zip(times, base, strict=False)]
-    return median(pairs) if pairs else None
 
 
 class _Recorded:

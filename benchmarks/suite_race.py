@@ -221,19 +221,24 @@ def race(
 ) -> Runs:
     """Let every contender make a batch of clips in every round, each round another one first.
 
+    One more round comes before them untimed: first clips draw memory from the system, and the
+    matrix library prepares itself for every shape.
+
     Args:
-        go_on: called with the number of rounds done, whether to begin another.
+        go_on: called with the number of rounds done, the untimed one included, whether to begin
+            another.
         give_up: called with model, way and what a clip raised; the contender is then out.
     """
     runs: Runs = {key: [] for key in contenders}
-    for turn in range(rounds):
-        if turn and not go_on(turn):
+    for turn in range(rounds + 1):
+        if turn > 1 and not go_on(turn):
             break
         keys = list(runs)
         first = turn % max(1, len(keys))
         for key in keys[first:] + keys[:first]:
             try:
-                runs[key].append(contenders[key].run())
+                run = contenders[key].run()
+                runs[key] += [run] if turn else []
             except Exception as error:  # such as memory that ran out
                 give_up(*key, error)
                 del runs[key]

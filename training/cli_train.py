@@ -127,12 +127,12 @@ def _train_transformer(args: argparse.Namespace) -> None:
     from videoar.runtime.model_folder import load_tokenizer
     from videoar.runtime.presets import preset
     from videoar.training.config_file import within
-    from videoar.training.recipes import DIGITS_TRANSFORMER_RECIPE
+    from videoar.training.recipes import TRANSFORMER_RECIPE
     from videoar.training.train_transformer import train_transformer
     from videoar.training.world import start_world
 
     _set_threads(args)
-    config, out = _run_config(args, DIGITS_TRANSFORMER_RECIPE), Path(args.out)
+    config, out = _run_config(args, TRANSFORMER_RECIPE), Path(args.out)
     tokenizer = load_tokenizer(args.tokenizer)
     with start_world(args.device) as world:
         with within(args.config):

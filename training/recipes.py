@@ -1,9 +1,9 @@
-"""The settings of both models' runs, and the recipes of the shipped digits model.
+"""The settings of both models' runs, and the recipes of the digits.
 
 What a run is trained with is data: `config_file.py` reads these classes from TOML.
 """
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from videoar.training.adversarial import GanConfig
 from videoar.training.corruption import FlipConfig
@@ -115,7 +115,7 @@ class TokenizerTraining(Training):
                 raise ValueError(f"{name}: at least 0, got {getattr(self, name)}")
 
 
-# configs/digits-tokenizer.toml is this recipe as a file, configs/digits.toml the next one.
+# As files, the digits' recipes are configs/digits-tokenizer.toml and configs/digits.toml.
 DIGITS_TOKENIZER_RECIPE = TokenizerTraining(
     optim=OptimSettings(ema=0.999),
     stages=(
@@ -133,7 +133,8 @@ DIGITS_TOKENIZER_RECIPE = TokenizerTraining(
     ),
 )
 
-DIGITS_TRANSFORMER_RECIPE = TransformerTraining(
+# What a run has that is given no file: lengths and sizes are the preset's.
+TRANSFORMER_RECIPE = TransformerTraining(
     stages=(
         TransformerStage(
             name="image",
@@ -152,15 +153,19 @@ DIGITS_TRANSFORMER_RECIPE = TransformerTraining(
             flip=FlipConfig(p_max=0.15),
             mask=FrameMaskConfig(p_mask=0.1),
         ),
-        TransformerStage(
-            name="long",
-            steps=600,
-            learning_rate=4e-4,
-            warmup=50,
-            shapes=(Shape(frames=65, batch=16),),
-            data=(DataConfig(count=3000),),
-            flip=FlipConfig(p_max=0.15),
-            mask=FrameMaskConfig(p_mask=0.1, window=4),
-        ),
     ),
+)
+
+_LONG_CLIPS = TransformerStage(
+    name="long",
+    steps=600,
+    learning_rate=4e-4,
+    warmup=50,
+    shapes=(Shape(frames=65, batch=16),),
+    data=(DataConfig(count=3000),),
+    flip=FlipConfig(p_max=0.15),
+    mask=FrameMaskConfig(p_mask=0.1, window=4),
+)
+DIGITS_TRANSFORMER_RECIPE = replace(
+    TRANSFORMER_RECIPE, stages=(*TRANSFORMER_RECIPE.stages, _LONG_CLIPS)
 )

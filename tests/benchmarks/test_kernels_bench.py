@@ -50,17 +50,15 @@ def test_two_ops_on_a_cpu(tmp_path):
     cases = ("philox", "swiglu forward", "swiglu forward+backward")
     kinds = dict(zip([cost["case"] for cost in document["cases"]], cases, strict=True))
     timed = {(kinds[row["case"]], row["variant"], row["mode"]) for row in rows if row["ms"]}
-    assert timed == {
-        *((case, variant, mode) for case in cases[:2] for variant in OWN for mode in MODES),
-        *((cases[2], "reference", mode) for mode in MODES),
-    }
+    assert timed == {(case, variant, mode) for case in cases for variant in OWN for mode in MODES}
     for row in rows:
         if row["ms"]:
             assert 0 < row["p10_ms"] <= row["ms"] <= row["p90_ms"]
         else:
-            assert "'cpp' backend has no backward" in row["reason"] or row["variant"] == "compiled"
+            assert row["variant"] == "compiled"
+            assert row["reason"]
     ours = [row["vs_ours"] for row in rows if row["variant"] == "cpp" and row["ms"]]
-    assert ours == [1.0] * 4
+    assert ours == [1.0] * 6
     assert len([line for line in table if line.startswith(("philox", "swiglu"))]) == 3 + len(rows)
 
 

@@ -67,13 +67,17 @@ def test_targets_follow_the_device():
     assert ratios["videoar_l_vs_par_4x_mixed"]["target"] == 40.0
 
 
-def test_a_ratio_is_the_median_of_the_rounds():
+def test_a_ratio_is_of_the_quiet_times():
     entry = suite_json.benchmark("videoar-l", "transformer", 4.0, {"eager": 1.5})
     entry["stats"]["data"] = [1.0, 2.0, 4.0]
     entry["extra_info"]["opponents"]["eager"] = {"samples": [2.0, 6.0, 4.0], "ratio": 99.0}
     one = built(suite_json.suite(entry))["ratios"]["videoar_l_vs_eager"]
     assert (one["value"], one["low"], one["high"], one["rounds"]) == (2.0, 1.0, 3.0, 3)
     assert one["paired"] is True
+    entry["extra_info"]["quiet_s"] = 0.8
+    entry["extra_info"]["opponents"]["eager"]["quiet_s"] = 1.2
+    one = built(suite_json.suite(entry))["ratios"]["videoar_l_vs_eager"]
+    assert round(one["value"], 9) == 1.5
 
 
 def test_a_machine_that_was_not_quiet_is_named():

@@ -13,7 +13,7 @@ import torch
 from videoar.benchmarks import conftest, suite_race
 from videoar.benchmarks.par_config import PAR_PRESETS, ParConfig
 from videoar.benchmarks.suite import CannotRunError, Suite
-from videoar.benchmarks.suite_contenders import Run
+from videoar.benchmarks.suite_contenders import Run, quiet
 from videoar.benchmarks.suite_costs import par_costs, video_costs
 from videoar.benchmarks.suite_entry import Entry, extra_info, part_clock, replay
 from videoar.benchmarks.suite_par import sampled_steps
@@ -28,7 +28,7 @@ ROOT = Path(__file__).resolve().parents[2]
 KEYS = {
     *("model", "way", "part", "batch", "steps", "bytes", "flops", "limit_s", "limit_note"),
     *("share", "device", "dtype", "threads", "versions", "commit", "timed", "opponents"),
-    *("rounds", "step_s", "step_limit_s", "scaled", "compile_s"),
+    *("rounds", "step_s", "step_limit_s", "scaled", "compile_s", "quiet_s"),
 }
 
 
@@ -60,9 +60,13 @@ class TestEntry:
         facts = dict.fromkeys(("device", "dtype", "threads", "versions", "commit"))
         info = extra_info(entry, samples, facts)
         assert set(info) == KEYS
-        assert info["opponents"]["eager"] == {"samples": [3.0, 6.0, 3.0], "ratio": 1.5}
-        # The rounds that both have.
-        assert info["opponents"]["par-4x"]["ratio"] == 4.5
+        eager = {"samples": [3.0, 6.0, 3.0], "quiet_s": 3.0, "ratio": 1.5}
+        assert info["opponents"]["eager"] == eager
+        assert (info["quiet_s"], info["opponents"]["par-4x"]["ratio"]) == (2.0, 4.0)
+        quiet_s = {"videoar": 1.0, "eager": 2.5}
+        info = extra_info(entry, samples, facts, quiet_s)
+        assert (info["quiet_s"], info["opponents"]["eager"]["ratio"]) == (1.0, 2.5)
+        assert info["opponents"]["par-4x"]["ratio"] is None
         assert (info["share"], info["rounds"]) == (1 / 2.5, 3)
         assert json.loads(json.dumps(info)) == info
 
@@ -179,6 +183,11 @@ class TestRace:
         assert Run(step_s=(1.0, 3.0), steps=10).part("transformer") == 20
         assert Run(step_s=(1.0,), steps=1).part("clip") is None
 
+    def test_quiet_is_of_every_step_the_fastest(self):
+        runs = [Run(step_s=(1.0, 5.0), steps=4, clip_s=7.0), Run(step_s=(3.0, 2.0), steps=4)]
+        assert quiet(runs, "transformer") == 2 * (1.0 + 2.0)
+        assert quiet(runs[:1], "clip") == 7.0
+
     def test_order_changes_and_what_fails_is_out(self):
         calls, lost = [], []
 
@@ -194,7 +203,8 @@ class TestRace:
 
         contenders = {("m", name): Fake(name) for name in "abc"}
         runs = race(contenders, 3, lambda done: True, lambda *what: lost.append(what[:2]))
-        assert calls == [*"abc", *"bca", *"ac"]
+        # The first three are not timed.
+        assert calls == [*"abc", *"bca", *"ac", *"ca"]
         assert lost == [("m", "b")]
         assert {key: len(of) for key, of in runs.items()} == {("m", "a"): 3, ("m", "c"): 3}
         calls.clear()

@@ -31,7 +31,7 @@ from videoar.training.learner import OptimConfig
 from videoar.training.perceptual import PerceptualConfig
 from videoar.training.recipes import (
     DIGITS_TOKENIZER_RECIPE,
-    DIGITS_TRANSFORMER_RECIPE,
+    TRANSFORMER_RECIPE,
     TokenizerStage,
     TokenizerTraining,
     TransformerStage,
@@ -182,8 +182,8 @@ def test_train_transformer_writes_a_component(tmp_path, monkeypatch):
         assert isinstance(tokenizer, VideoTokenizer)
         assert (architecture, fps) == (DIGITS_TRANSFORMER, 8)
         data = (DataConfig(source="cache", path="a"), DataConfig(source="cache", path="b"))
-        stages = tuple(replace(stage, data=None) for stage in DIGITS_TRANSFORMER_RECIPE.stages)
-        assert config == replace(DIGITS_TRANSFORMER_RECIPE, data=data, stages=stages)
+        stages = tuple(replace(stage, data=None) for stage in TRANSFORMER_RECIPE.stages)
+        assert config == replace(TRANSFORMER_RECIPE, data=data, stages=stages)
         assert text_tokenizer.token_to_id("red") is not None
         return Transformer(SMALL_TRANSFORMER)
 
