@@ -10,6 +10,7 @@ using Axes = std::array<int64_t, 4>;
 
 constexpr int64_t kMaxWidth = 256;
 constexpr int64_t kBlockRows = 64;  // queries that share a packed block of keys
+constexpr int64_t kFewQueries = 8;  // fewer than pay for packing keys (docs/kernels.md)
 constexpr int64_t kBlockKeys = 128; // at D = 128 in bf16 they fill 32 KB: a first-level cache
 // Below about 0.2 ms of work on one core waking other threads costs more than it saves.
 constexpr double kParallelNanoseconds = 2e5;

@@ -6,6 +6,8 @@
 // grows.
 #include "attention.inl"
 
+#include "few_queries.inl"
+
 // Asks for cache rows while something else is computed: `times` calls fetch all of them.
 template <typename T> class Prefetch {
 public:
@@ -69,7 +71,11 @@ template <typename T> struct KeyBlock {
       k[keys] = first_k + slot * strides_k[2];
       v[keys] = first_v + slot * strides_v[2];
     }
+    if (kPairs<T> && keys % 2)
+      v[keys] = zeros;
   }
+
+  static constexpr T zeros[kMaxWidth] = {};
 };
 
 // Scores and weights of one block of keys, and their sum of values. What is needed next is fetched
@@ -99,6 +105,19 @@ void attend_block(const KeyBlock<T> &block, const KeyBlock<T> &following, int64_
   multiply<kPairs<T>>(product, Prefetch<T>(following.k, following.keys, width, product.blocks()));
 }
 
+// As attend_block, for few queries, interleaved.
+template <typename T>
+void attend_block_few(const KeyBlock<T> &block, const KeyBlock<T> &following, int64_t width,
+                      int64_t count, float scale, bool is_first, AttentionScratch &scratch) {
+  const int64_t keys = block.keys, steps = kPairs<T> ? (keys + 1) / 2 : keys;
+  score_keys(block.k, keys, width, count, scale * kScoreUnit<T>, scratch,
+             Prefetch<T>(block.v, keys, width, (keys + kLanes - 1) / kLanes));
+  softmax_block<T>(keys, count, scratch);
+  add_block_values(
+      block.v, steps, width, count, is_first, scratch,
+      Prefetch<T>(following.k, following.keys, width, prefetches<T>(steps, width, count)));
+}
+
 // The queries first .. first + count of a key head against the `keys` rows of its segments.
 template <typename T>
 void attend(const CachedAttention &call, int64_t row, int64_t group, int64_t first, int64_t count,
@@ -115,10 +134,17 @@ void attend(const CachedAttention &call, int64_t row, int64_t group, int64_t fir
   Cursor cursor{call.segments + row * call.segments_of_row * 2, 0};
   KeyBlock<T> blocks[2];
   blocks[0].locate(call, row, group, cursor, std::min(keys, kBlockKeys));
+  const bool few = count <= kFewQueries;
+  if (few) {
+    // All at once: work on a tile is too long for the processor to see the next one's keys coming.
+    Prefetch<T>(blocks[0].k, blocks[0].keys, call.width, 1)();
+    interleave_queries<T>(call.width, count, scratch);
+  }
   for (int64_t done = 0, i = 0; done < keys; i = 1 - i) {
     const int64_t rest = keys - done - blocks[i].keys;
     blocks[1 - i].locate(call, row, group, cursor, std::min(rest, kBlockKeys));
-    attend_block(blocks[i], blocks[1 - i], call.width, count, call.scale, done == 0, scratch);
+    const auto attend_keys = few ? attend_block_few<T> : attend_block<T>;
+    attend_keys(blocks[i], blocks[1 - i], call.width, count, call.scale, done == 0, scratch);
     done += blocks[i].keys;
   }
   for (int64_t m = 0; m < count; ++m)

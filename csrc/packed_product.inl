@@ -164,6 +164,32 @@ VIDEOAR_INLINE void transpose(__m512i (&x)[16]) {
 }
 #endif
 
+// Words i .. i + kLanes of kLanes rows as columns: tile[word] holds one word of every row.
+template <typename T>
+VIDEOAR_INLINE void load_columns(const T *const (&row)[kLanes], int64_t i, int64_t width,
+                                 Words (&tile)[kLanes]) {
+#if VIDEOAR_ISA >= 2
+  __m512i rows[kLanes];
+#pragma GCC unroll 16
+  for (int key = 0; key < kLanes; ++key)
+    rows[key] = (__m512i)row_words(row[key], i, width);
+  transpose(rows);
+#pragma GCC unroll 16
+  for (int word = 0; word < kLanes; ++word)
+    tile[word] = (Words)rows[word];
+#else
+  float lines[kLanes][kLanes];
+  for (int key = 0; key < kLanes; ++key) {
+    float line[kLanes];
+    store_words(line, row_words(row[key], i, width));
+    for (int word = 0; word < kLanes; ++word)
+      lines[word][key] = line[word];
+  }
+  for (int word = 0; word < kLanes; ++word)
+    tile[word] = load_words(lines[word]);
+#endif
+}
+
 // Keys as columns: [groups of kLanes keys, words of D, kLanes]. The last group is filled up with
 // the last key: columns that do not count.
 template <typename T>
@@ -174,23 +200,11 @@ void pack_keys(const T *const *rows, int64_t keys, int64_t width, float *out) {
     for (int64_t key = 0; key < kLanes; ++key)
       row[key] = rows[std::min(first + key, keys - 1)];
     for (int64_t i = 0; i < words; i += kLanes) {
-#if VIDEOAR_ISA >= 2
-      __m512i tile[kLanes];
-#pragma GCC unroll 16
-      for (int key = 0; key < kLanes; ++key)
-        tile[key] = (__m512i)row_words(row[key], i, width);
-      transpose(tile);
+      Words tile[kLanes];
+      load_columns(row, i, width, tile);
 #pragma GCC unroll 16
       for (int word = 0; word < kLanes; ++word)
-        store_words(out + (i + word) * kLanes, (Words)tile[word]);
-#else
-      for (int key = 0; key < kLanes; ++key) {
-        float line[kLanes];
-        store_words(line, row_words(row[key], i, width));
-        for (int word = 0; word < kLanes; ++word)
-          out[(i + word) * kLanes + key] = line[word];
-      }
-#endif
+        store_words(out + (i + word) * kLanes, tile[word]);
     }
   }
 }

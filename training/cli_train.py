@@ -34,7 +34,7 @@ def add_train(subparsers: Subparsers) -> None:
 
 def _add_run(parser: argparse.ArgumentParser, out: str, *, cache: bool) -> None:
     """The flags of both models' runs; what else there is to set is in the config."""
-    text = "TOML file of the run (default: the recipe of the shipped digits model)"
+    text = "TOML file of the run (default: a recipe for any preset, docs/training.md)"
     parser.add_argument("--config", metavar="FILE", help=text)
     text = "set one value of the config, as in stages[0].steps=50; can be repeated"
     parser.add_argument("--set", action="append", dest="settings", metavar="PATH=VALUE", help=text)

@@ -115,6 +115,24 @@ def test_attention_equals_reference(length, width, keys, dtype, device, assert_n
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize(("groups", "width", "keys"), [(4, 64, 300), (2, 130, 17), (1, 2, 129)])
+def test_few_queries_give_the_bits_of_many(groups, width, keys, dtype, on_every_cpu, assert_near):
+    """Few queries read keys and values where they are, many pack them: the same sums."""
+    q, *cache = attention_case(2, 4, groups, 17, width, keys, dtype)
+    expected = cached_attention_ref(q.double(), *(x.double() for x in cache[:2]), cache[2])
+
+    def run():
+        whole = cached_attention(q, *cache)
+        for length in range(1, 17):
+            out = cached_attention(q[:, :, :length], *cache)
+            assert torch.equal(out, whole[:, :, :length]), f"{length} queries"
+        return whole
+
+    for whole in on_every_cpu(run):
+        assert_near(whole, expected)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize(("length", "width"), [(1, 128), (17, 2), (63, 130), (5, 64)])
 def test_rope_equals_reference(length, width, dtype, device, assert_near):
     case = rope_case(2, 4, 2, length, width, dtype)
