@@ -71,8 +71,9 @@ def _step_panel(axes: "Axes", entries: Sequence[Measured]) -> None:
         axes.plot(numbers, limits, "--", color="black", linewidth=1, label="limit")
     axes.set(xlabel="step", ylabel="ms")
     axes.xaxis.get_major_locator().set_params(integer=True)
-    axes.set_ylim(bottom=0)
-    axes.legend(fontsize=8)
+    # Room for the legend above the lines.
+    axes.set_ylim(0, 1.25 * axes.get_ylim()[1])
+    axes.legend(fontsize=8, ncols=3, loc="upper left")
 
 
 def plot_speedups(document: Mapping[str, Any], make: type["Figure"]) -> "Figure | None":
