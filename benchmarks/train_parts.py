@@ -15,7 +15,7 @@ from videoar.runtime.transformer import Transformer, teacher_forced_logits
 from videoar.runtime.video_tokenizer import VideoTokenizer
 from videoar.training.learner import Learner, OptimConfig
 from videoar.training.run import autocast
-from videoar.training.train_tokenizer import ERRORS, reconstruct
+from videoar.training.tokenizer_loss import ERRORS, reconstruct
 
 CPU = torch.device("cpu")
 TEXT = 8  # tokens of a caption of the digits

@@ -20,13 +20,13 @@ from videoar.training.perceptual import PerceptualConfig, _shapes
 from videoar.training.recipes import TokenizerStage, TokenizerTraining
 from videoar.training.sources import Shape
 from videoar.training.state import read_state
-from videoar.training.train_tokenizer import (
+from videoar.training.tokenizer_loss import (
     ERRORS,
     adversarial_loss,
     quantizer_loss,
     tokenizer_loss,
-    train_tokenizer,
 )
+from videoar.training.train_tokenizer import train_tokenizer
 
 SIZES = DIGITS_TRANSFORMER.sizes
 SMALL = replace(DIGITS_TOKENIZER, channels=16, norm_groups=8, latent_dim=8, decoder_blocks=(1,) * 4)
