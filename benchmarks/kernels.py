@@ -8,7 +8,6 @@ missing, with 2 without a CUDA device (unless `--device cpu`). See docs/benchmar
 
 import argparse
 import json
-import os
 import subprocess
 import sys
 import time
@@ -31,6 +30,7 @@ from videoar.benchmarks.kernel_rows import (
     timed_row,
     with_ratios,
 )
+from videoar.runtime.aside import written_aside
 
 if TYPE_CHECKING:
     # torch takes seconds to import, and `--help` needs none of it.
@@ -210,9 +210,8 @@ def method(clock: "Clock", plan: Plan) -> dict[str, object]:
 
 def save(path: Path, document: Mapping[str, object]) -> None:
     """Write the JSON beside the file and rename it, so that half of one never lies there."""
-    part = path.with_name(path.name + ".part")
-    part.write_text(json.dumps(document) + "\n")
-    os.replace(part, path)
+    with written_aside(path) as unfinished:
+        unfinished.write_text(json.dumps(document) + "\n")
 
 
 def parse(arguments: list[str] | None) -> argparse.Namespace:

@@ -1,5 +1,6 @@
 """Training steps on random data, and the bare products inside them, for `train_floor`."""
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -72,7 +73,7 @@ class Recorder(TorchFunctionMode):
         return func(*args, **kwargs)
 
 
-class TrainingStep:
+class TrainingStep(ABC):
     """One training step of a model on one random batch.
 
     Args:
@@ -87,13 +88,13 @@ class TrainingStep:
         self.calls = recorder.calls
         self.flops = sum(call.flops for call in self.calls)
 
+    @abstractmethod
     def loss(self) -> Tensor:
         """Forward pass and loss."""
-        raise NotImplementedError
 
+    @abstractmethod
     def floors(self) -> dict[str, Callable[[], object]]:
         """The bare products, in the forms that might be the fastest."""
-        raise NotImplementedError
 
     def backward(self) -> None:
         """Forward and backward; gradients are dropped."""

@@ -14,6 +14,7 @@ import av
 import numpy as np
 from av.video.reformatter import ColorRange, Colorspace
 
+from videoar.runtime.aside import written_aside
 from videoar.runtime.errors import MediaError
 from videoar.runtime.media_sheet import contact_sheet, enlarge, to_frames
 
@@ -92,21 +93,16 @@ def check_writable(path: str | os.PathLike) -> None:
 
 @contextmanager
 def _replacing(path: Path) -> Iterator[Path]:
-    """Yields a temporary name beside `path`, renamed to it at the end and removed on any error."""
-    # Absolute, because FFmpeg takes what stands before a colon for a protocol.
-    unfinished = path.absolute().with_name(f".{path.stem}.{os.getpid()}.tmp{path.suffix}")
+    """`written_aside` with MediaErrors; makes the folder."""
     try:
         if path.is_dir():
             raise MediaError(f"{path}: is a folder, not a file")
         path.parent.mkdir(parents=True, exist_ok=True)
-        yield unfinished
-        os.replace(unfinished, path)
+        # Absolute, because FFmpeg takes what stands before a colon for a protocol.
+        with written_aside(path.absolute()) as unfinished:
+            yield unfinished
     except (av.error.FFmpegError, OSError) as error:
         raise MediaError(f"{path}: could not be written ({error})") from error
-    finally:
-        # After the rename there is nothing left under this name.
-        if unfinished.exists():
-            unfinished.unlink()
 
 
 def _writer(path: Path):

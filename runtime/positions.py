@@ -9,14 +9,14 @@ import torch
 from torch import Tensor
 
 from videoar.runtime.config import TransformerConfig
+from videoar.runtime.schedule import ChunkSchedule
 
 
 def frame_cells(config: TransformerConfig) -> Tensor:
     """Positions of the tokens of frame 0, before the text's length is added, int64 `[N,3]`."""
     if config.positions == "sequence":
         return torch.arange(config.tokens_per_frame)[:, None].repeat(1, 3)
-    grids = [torch.cartesian_prod(torch.arange(h), torch.arange(w)) for h, w in config.sizes]
-    return torch.nn.functional.pad(torch.cat(grids), (1, 0))
+    return ChunkSchedule.image(config.sizes).positions()
 
 
 def frame_stride(config: TransformerConfig) -> tuple[int, int, int]:

@@ -10,7 +10,6 @@ that are done are not made again, so several processes may share the work with `
 
 import argparse
 import json
-import os
 import statistics
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -19,6 +18,7 @@ from typing import Any
 import torch
 from safetensors.torch import load_file, save_file
 
+from videoar.runtime.aside import written_aside
 from videoar.runtime.checkpoint import write_component
 from videoar.runtime.config import TransformerConfig
 from videoar.runtime.model_folder import load_tokenizer, load_transformer
@@ -161,9 +161,8 @@ class Scoring:
         if not path.exists():
             real = real_clips(lengths, config.references, REFERENCE_SEED).frames
             features = {name: clip_features(real[name], network) for name in lengths}
-            temporary = path.with_suffix(f".{os.getpid()}")
-            save_file(features, temporary)
-            os.replace(temporary, path)
+            with written_aside(path) as unfinished:
+                save_file(features, unfinished)
         return cls(judge=load_judge(), network=network, references=load_file(path))
 
     def of(self, clips: Clips) -> dict[str, Any]:
@@ -199,9 +198,8 @@ def run_one(
         model = VideoAR(described, transformer, tokenizer, digits.text_tokenizer())
         clips = generated_clips(model, config.prompts, 1000 * (seed + 1))
     result = {"technique": technique, "seed": seed, "config": asdict(config), **scoring.of(clips)}
-    temporary = path.with_suffix(".tmp")
-    temporary.write_text(json.dumps(result, indent=1) + "\n")
-    os.replace(temporary, path)
+    with written_aside(path) as unfinished:
+        unfinished.write_text(json.dumps(result, indent=1) + "\n")
     return result
 
 

@@ -15,7 +15,8 @@ from videoar.runtime.config import ModelConfig
 from videoar.runtime.pipeline import VideoAR
 from videoar.runtime.requests import default_context
 from videoar.training import digits
-from videoar.training.evaluate import draw_prompts
+from videoar.training.eval_clips import generated
+from videoar.training.evaluate import agreement, draw_prompts, share
 from videoar.training.features import TransNet, clip_features
 from videoar.training.frechet import compare
 from videoar.training.judge import Judge
@@ -54,13 +55,10 @@ def real_clips(lengths: dict[str, int], num: int, seed: int) -> Clips:
 def generated_clips(model: VideoAR, num: int, seed: int) -> Clips:
     """Clips of the same prompts for every model; clip i is generated with `seed + i`."""
     prompts, frames = draw_prompts(num), {}
+    texts = [prompt.text for prompt in prompts]
     for name, shots in SHOTS.items():
-        made = []
-        for start in tqdm(range(0, num, 10), desc=f"{name} clips", unit="batch", disable=None):
-            texts = [prompt.text for prompt in prompts[start : start + 10]]
-            seeds = [seed + start + i for i in range(len(texts))]
-            made.append(model.generate(texts, seed=seeds, shots=shots).frames)
-        frames[name] = np.concatenate(made)
+        made = generated(model, texts, seed=seed, shots=shots)
+        frames[name] = np.stack(list(tqdm(made, desc=name, total=num, unit="clip", disable=None)))
     return Clips(frames=frames, scenes=[prompt.scene for prompt in prompts])
 
 
@@ -80,12 +78,8 @@ def scores(
     found: dict[str, dict[str, Any]] = {}
     for name, frames in clips.frames.items():
         verdicts = [judge(clip[-digits.NUM_FRAMES :]) for clip in frames]
-        pairs = list(zip(clips.scenes, verdicts, strict=True))
-        right = {
-            a: np.array([getattr(s, a) == getattr(v, a) for s, v in pairs]) for a in ASPECTS[name]
-        }
-        right["all"] = np.logical_and.reduce(list(right.values()))
-        shares = {aspect: round(float(values.mean()), 4) for aspect, values in right.items()}
+        right = agreement(clips.scenes, verdicts, ASPECTS[name])
+        shares = {aspect: share(values) for aspect, values in right.items()}
         tfvd = compare(references[name], clip_features(frames, network), resamples=0)["value"]
         found[name] = {**shares, "tfvd": round(tfvd, 4)}
     return found

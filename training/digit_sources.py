@@ -1,6 +1,5 @@
 """The moving digits as batches: frames made when they are asked for, or latents encoded once."""
 
-import os
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +9,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 from tqdm import tqdm
 
+from videoar.runtime.aside import written_aside
 from videoar.runtime.video_tokenizer import VideoTokenizer
 from videoar.training import digits
 from videoar.training.sources import Source, encode
@@ -94,7 +94,6 @@ def cached_latents(
         clips = [digits.clip("train", seed, i, num_frames)[0] for i in range(start, stop)]
         parts.append(encode(tokenizer, torch.from_numpy(np.stack(clips))).cpu())
     latents = torch.cat(parts)
-    temporary = path.with_suffix(f".{os.getpid()}.tmp")
-    save_file({"latents": latents}, temporary)
-    os.replace(temporary, path)
+    with written_aside(path) as unfinished:
+        save_file({"latents": latents}, unfinished)
     return latents

@@ -4,7 +4,7 @@ Prompts come from the digits' grammar, from random streams that no training clip
 generated is judged from its pixels (`training/judge.py`).
 """
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -16,7 +16,7 @@ from videoar.runtime.requests import default_context
 from videoar.runtime.schedule import Sizes
 from videoar.runtime.video_tokenizer import VideoTokenizer
 from videoar.training import digits
-from videoar.training.eval_clips import Sample
+from videoar.training.eval_clips import Sample, generated
 from videoar.training.judge import Judge, Verdict
 from videoar.training.restoration import mean_scores, restorations
 
@@ -85,14 +85,10 @@ def eval_prompts(
         ValueError: `num` below 1, or what `generate` refuses.
     """
     prompts = draw_prompts(num, seed)
-    verdicts: list[Verdict] = []
-    with tqdm(total=num, desc="generate", unit="clip", disable=None) as bar:
-        for start in range(0, num, batch):
-            texts = [prompt.text for prompt in prompts[start : start + batch]]
-            seeds = [seed + start + i for i in range(len(texts))]
-            result = model.generate(texts, seed=seeds, **sampling)
-            verdicts += [judge(frames) for frames in result.frames]
-            bar.update(len(texts))
+    texts = [prompt.text for prompt in prompts]
+    made = generated(model, texts, seed=seed, batch=batch, **sampling)
+    bar = tqdm(made, desc="generate", total=num, unit="clip", disable=None)
+    verdicts = [judge(frames) for frames in bar]
     scenes = [prompt.scene for prompt in prompts]
     return _score(scenes, verdicts) | {"judge_accuracy": judge.config.accuracy, "num": num}
 
@@ -147,29 +143,30 @@ def eval_continuation(
     return scores.pop("prompted") | scores | counts
 
 
+def agreement(
+    scenes: Sequence[digits.Scene], verdicts: Sequence[Verdict], aspects: Sequence[str] = ASPECTS
+) -> dict[str, np.ndarray]:
+    """Whether each clip shows what its scene asks for, bool `[N]` by aspect; `all` of them."""
+    pairs = list(zip(scenes, verdicts, strict=True))
+    right = {a: np.array([getattr(s, a) == getattr(v, a) for s, v in pairs]) for a in aspects}
+    return right | {"all": np.logical_and.reduce(list(right.values()))}
+
+
 def _score(scenes: list[digits.Scene], verdicts: list[Verdict]) -> dict[str, Any]:
-    right = {
-        aspect: np.array(
-            [
-                getattr(s, aspect) == getattr(v, aspect)
-                for s, v in zip(scenes, verdicts, strict=True)
-            ]
-        )
-        for aspect in ASPECTS
-    }
-    everything = np.logical_and.reduce(list(right.values()))
+    right = agreement(scenes, verdicts)
     moving = np.array([scene.speed is not None for scene in scenes])
     asked = np.array([scene.digit for scene in scenes])
     return {
-        **{aspect: _share(right[aspect]) for aspect in ("digit", "colour", "direction")},
-        "speed": _share(right["speed"][moving]),
-        "all": _share(everything),
-        "digits": {str(d): _share(right["digit"][asked == d]) for d in sorted(set(asked.tolist()))},
+        **{aspect: share(right[aspect]) for aspect in ("digit", "colour", "direction")},
+        "speed": share(right["speed"][moving]),
+        "all": share(right["all"]),
+        "digits": {str(d): share(right["digit"][asked == d]) for d in sorted(set(asked.tolist()))},
         "num_moving": int(moving.sum()),
     }
 
 
-def _share(right: np.ndarray) -> float | None:
+def share(right: np.ndarray) -> float | None:
+    """The share that is right; None of nothing."""
     return round(float(right.mean()), 4) if right.size else None
 
 

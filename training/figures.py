@@ -3,10 +3,10 @@
 matplotlib belongs to the extra `train`; it is imported when a picture is drawn.
 """
 
-import os
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from videoar.runtime.aside import written_aside
 from videoar.runtime.errors import MediaError
 
 if TYPE_CHECKING:
@@ -34,12 +34,9 @@ def save_figure(figure: "Figure", output: str | Path) -> None:
     output = Path(output)
     if output.suffix.lower() != ".png":
         raise ValueError(f"output: {output}: .png is needed")
-    unfinished = output.with_name(f".{output.stem}.{os.getpid()}.tmp.png")
     try:
         output.parent.mkdir(parents=True, exist_ok=True)
-        figure.savefig(unfinished, dpi=_DPI)
-        os.replace(unfinished, output)
+        with written_aside(output) as unfinished:
+            figure.savefig(unfinished, dpi=_DPI)
     except OSError as error:
         raise MediaError(f"{output}: could not be written ({error})") from error
-    finally:
-        unfinished.unlink(missing_ok=True)

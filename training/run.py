@@ -6,7 +6,6 @@ and its step count, and a resumed run continues exactly.
 
 import json
 import math
-import os
 import sys
 import time
 from collections.abc import Callable, Iterable, Iterator
@@ -19,6 +18,7 @@ import torch
 from torch import Tensor, nn
 from tqdm import tqdm
 
+from videoar.runtime.aside import written_aside
 from videoar.runtime.errors import CheckpointError
 from videoar.training.learner import Learner, OptimConfig
 from videoar.training.sharding import filled, outline, shard
@@ -241,9 +241,8 @@ def drop_lines(path: Path, step: int) -> None:
     lines = path.read_text().splitlines(keepends=True)
     kept = [line for line in lines if line.endswith("\n") and json.loads(line)["step"] < step]
     if kept != lines:
-        aside = path.with_suffix(".tmp")
-        aside.write_text("".join(kept))
-        os.replace(aside, path)
+        with written_aside(path) as unfinished:
+            unfinished.write_text("".join(kept))
 
 
 def _rounded(value: Any) -> Any:

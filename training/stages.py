@@ -12,6 +12,7 @@ from pathlib import Path
 
 import numpy as np
 
+from videoar.runtime.aside import written_aside
 from videoar.runtime.config import ModelConfig
 from videoar.runtime.schedule import Sizes, default_sizes
 from videoar.training.folder_config import DataConfig
@@ -106,7 +107,8 @@ def note_config(folder: Path, config: Training) -> None:
     """Write what a run is trained with to its folder, as `config.json`."""
     folder.mkdir(parents=True, exist_ok=True)
     text = json.dumps(asdict(config), indent=2, allow_nan=False)
-    (folder / "config.json").write_text(text + "\n")
+    with written_aside(folder / "config.json") as unfinished:
+        unfinished.write_text(text + "\n")
 
 
 def stage_seed(seed: int, index: int) -> int:

@@ -9,7 +9,6 @@ as `--mode custom_input --prompt_file` wants it.
 """
 
 import json
-import os
 import re
 from collections.abc import Sequence
 from pathlib import Path
@@ -19,6 +18,7 @@ from zlib import crc32
 import numpy as np
 from tqdm import tqdm
 
+from videoar.runtime.aside import written_aside
 from videoar.runtime.errors import MediaError
 from videoar.runtime.media import write_video
 from videoar.runtime.pipeline import VideoAR
@@ -124,6 +124,5 @@ def _prepare(folder: Path) -> None:
 
 
 def _write_json(path: Path, document: dict[str, str]) -> None:
-    unfinished = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    unfinished.write_text(json.dumps(document, indent=1, ensure_ascii=False), encoding="utf-8")
-    os.replace(unfinished, path)
+    with written_aside(path) as unfinished:
+        unfinished.write_text(json.dumps(document, indent=1, ensure_ascii=False), encoding="utf-8")

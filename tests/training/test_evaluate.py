@@ -55,6 +55,8 @@ def parse(text: str) -> Scene:
 class DrawingModel:
     """Draws what the prompt says, after `change`."""
 
+    config = preset("digits")
+
     def __init__(self, change=lambda scene: scene):
         self.change, self.calls = change, []
 
