@@ -1,7 +1,8 @@
 """How many bits a transformer predicts rightly, by latent frame and scale, on clips it never saw.
 
 Teacher forced: every bit is predicted from the clip's true earlier bits (arXiv 2601.05966, Eq. 5),
-the likelier value counts as the prediction, and nothing of the history is flipped or masked.
+the likelier value counts as the prediction, and nothing of the history is flipped or masked. In a
+clip longer than the model's, a frame sees as many frames back as when generating.
 """
 
 from collections.abc import Iterable
@@ -19,6 +20,7 @@ from videoar.runtime.pixels import from_pixels
 from videoar.runtime.text import check_class, encode_prompt, pad
 from videoar.runtime.transformer import teacher_forced_logits
 from videoar.training.eval_clips import Sample, condition_of
+from videoar.training.frame_mask import window_mask
 
 
 @torch.no_grad()
@@ -80,7 +82,10 @@ def _sums(model: VideoAR, samples: list[Sample]) -> tuple[Tensor, Tensor]:
     quantized = bsq_quantize(latents.float(), architecture.sizes, return_inputs=True)
     rows = [_prefix(model, sample) for sample in samples]
     tokens, lengths = (part.to(device) for part in pad(rows, max(map(len, rows))))
-    logits = teacher_forced_logits(model.transformer, tokens, lengths, quantized.inputs)
+    visible = window_mask(quantized.inputs.shape[1], architecture.max_frames - 1).to(device)
+    logits = teacher_forced_logits(
+        model.transformer, tokens, lengths, quantized.inputs, frame_visible=visible
+    )
     pairs, targets = logits.float().unflatten(-1, (-1, 2)), quantized.targets.long()
     right_BtNd = (pairs[..., 1] > pairs[..., 0]) == quantized.targets
     nats_BtNd = F.cross_entropy(pairs.movedim(-1, 1), targets, reduction="none")

@@ -2,6 +2,7 @@
 
 import argparse
 
+from videoar.runtime.cli_arguments import positive
 from videoar.training.cli_eval_data import (
     LeftOut,
     add_common,
@@ -39,6 +40,8 @@ def _add_eval_prompts(kinds: Subparsers) -> None:
     more = "Speed counts over the prompts that ask for motion."
     parser = add_kind(kinds, "prompts", text, _eval_prompts, more)
     add_common(parser, 300, 10_000, "of the prompts; clip i is generated with seed + i")
+    text = "frames of a clip (default: the trained length); longer ones are judged in parts"
+    parser.add_argument("--num-frames", type=positive, metavar="N", help=text)
     add_sampling(parser)
 
 
@@ -49,7 +52,8 @@ def _eval_prompts(args: argparse.Namespace) -> None:
 
     use_compute(args)
     model, judge = load_model(args), load_judge()
-    result = eval_prompts(model, judge, args.num, seed=args.seed, **sampling(args))
+    options = {"seed": args.seed, "num_frames": args.num_frames, **sampling(args)}
+    result = eval_prompts(model, judge, args.num, **options)
     if args.json:
         print_json(result)
         return
@@ -57,6 +61,10 @@ def _eval_prompts(args: argparse.Namespace) -> None:
         share = "    -" if result[name] is None else f"{result[name]:6.1%}"
         note = f"  of {result['num_moving']} moving prompts" if name == "speed" else ""
         print(f"{name:<10}{share}{note}")
+    for part in result.get("parts", ()):
+        first, last = part["frames"]
+        shares = "  ".join(f"{name} {part[name]:.1%}" for name in ("digit", "colour", "both"))
+        print(f"frames {first} to {last}: {shares}")
     print(f"{'judge':<10}{result['judge_accuracy']:6.1%}  on held-out digits")
     print(f"{'clips':<10}{result['num']:6d}")
 

@@ -74,12 +74,14 @@ def eval_prompts(
         judge: as `load_judge` gives it.
         seed: of the prompts; clip i is generated with `seed + i`.
         batch: prompts a call.
-        sampling: `guidance` and `temperature` for `generate`.
+        sampling: `guidance`, `temperature`, `num_frames` or `shots` for `generate`.
 
     Returns:
         Shares that are right: `digit`, `colour`, `direction`, `speed` (of the prompts that ask
         for motion; None where there are none), `all` (everything asked for); `digits`, a share
         for each digit; `judge_accuracy`, the judge's own on held-out clips; `num`, `num_moving`.
+        Clips longer than the trained length are judged by that many frames at their beginning,
+        and have `parts`: for each `frames` (first, last), `digit`, `colour` and `both` of them.
 
     Raises:
         ValueError: `num` below 1, or what `generate` refuses.
@@ -88,9 +90,33 @@ def eval_prompts(
     texts = [prompt.text for prompt in prompts]
     made = generated(model, texts, seed=seed, batch=batch, **sampling)
     bar = tqdm(made, desc="generate", total=num, unit="clip", disable=None)
-    verdicts = [judge(frames) for frames in bar]
+    verdicts: list[list[Verdict]] = []
+    for frames in bar:
+        bounds = _part_bounds(len(frames), model.config.num_frames)
+        verdicts.append([judge(frames[start:end]) for start, end in bounds])
     scenes = [prompt.scene for prompt in prompts]
-    return _score(scenes, verdicts) | {"judge_accuracy": judge.config.accuracy, "num": num}
+    result = _score(scenes, [found[0] for found in verdicts])
+    if len(bounds) > 1:
+        result["parts"] = [
+            _part_scores(scenes, found, part)
+            for found, part in zip(zip(*verdicts, strict=True), bounds, strict=True)
+        ]
+    return result | {"judge_accuracy": judge.config.accuracy, "num": num}
+
+
+def _part_bounds(frames: int, trained: int) -> list[tuple[int, int]]:
+    """The trained length, then parts of one frame less, as shots add; two frames at least."""
+    starts = [0, *range(trained, frames - 1, trained - 1)]
+    return list(zip(starts, [*starts[1:], frames], strict=True))
+
+
+def _part_scores(
+    scenes: Sequence[digits.Scene], verdicts: Sequence[Verdict], part: tuple[int, int]
+) -> dict[str, Any]:
+    """Shares of a part that show the digit, the colour and `both`; a long clip turns round."""
+    right = agreement(scenes, verdicts, ("digit", "colour"))
+    right["both"] = right.pop("all")
+    return {"frames": [part[0], part[1] - 1]} | {name: share(v) for name, v in right.items()}
 
 
 def eval_continuation(

@@ -39,16 +39,26 @@ class FrameMaskConfig:
         return self.p_mask > 0 or self.window is not None
 
 
+def window_mask(frames: int, window: int | None) -> Tensor:
+    """The frames that each frame sees where nothing is masked, as when generating.
+
+    Args:
+        window: earlier frames that are seen; None: all.
+
+    Returns:
+        bool `[frames,frames]`, [query frame, key frame]; a frame sees itself, and nothing later.
+    """
+    back = torch.arange(frames)[:, None] - torch.arange(frames)
+    return (back >= 0) & (back <= (frames if window is None else window))
+
+
 def draw_frame_mask(
     config: FrameMaskConfig, batch: int, frames: int, generator: torch.Generator
 ) -> Tensor:
     """Draw the frames that each sample's frames see.
 
     Returns:
-        bool `[batch,frames,frames]`, [query frame, key frame]; a frame sees itself, and nothing
-        later.
+        bool `[batch,frames,frames]`, as of `window_mask`; a frame sees itself also where masked.
     """
     kept = torch.rand(batch, 1, frames, generator=generator) >= config.p_mask
-    window = frames if config.window is None else config.window
-    back = torch.arange(frames)[:, None] - torch.arange(frames)
-    return (kept & (back >= 1) & (back <= window)) | (back == 0)
+    return window_mask(frames, config.window) & (kept | torch.eye(frames, dtype=torch.bool))

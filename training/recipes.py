@@ -158,11 +158,11 @@ TRANSFORMER_RECIPE = TransformerTraining(
 
 _LONG_CLIPS = TransformerStage(
     name="long",
-    steps=600,
+    steps=900,
     learning_rate=4e-4,
     warmup=50,
-    shapes=(Shape(frames=65, batch=16),),
-    data=(DataConfig(count=3000),),
+    shapes=(Shape(frames=65, batch=16, share=0.6), Shape(batch=64, share=0.4)),
+    data=(DataConfig(count=4000),),
     flip=FlipConfig(p_max=0.15),
     mask=FrameMaskConfig(p_mask=0.1, window=4),
 )

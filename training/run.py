@@ -32,7 +32,7 @@ from videoar.training.state import (
 )
 from videoar.training.world import ALONE, World
 
-# Steps between two lines of the log.
+# Steps for each line of the log.
 LOG_EVERY = 20
 LOG_NAME = "log.jsonl"
 
@@ -45,6 +45,7 @@ __all__ = [
     "Run",
     "autocast",
     "draw_generator",
+    "logged",
     "row_generators",
     "train",
 ]
@@ -249,6 +250,16 @@ def _rounded(value: Any) -> Any:
     return [_rounded(v) for v in value] if isinstance(value, list) else round(float(value), 6)
 
 
+def logged(step: int, every: int = LOG_EVERY) -> bool:
+    """Whether a step has a line in the log: the first, and one of each further `every`.
+
+    Which one is drawn, so that all shapes and sources have lines, however they take turns.
+    """
+    turn, place = divmod(step, every)
+    (word,) = np.random.SeedSequence(turn).generate_state(1)
+    return place == (int(word) % every if turn else 0)
+
+
 def train(run: Run, loss_of: LossOf, log_every: int = LOG_EVERY) -> None:
     """The loop: `loss_of(draw)` gives the loss of a batch and values to log.
 
@@ -264,5 +275,5 @@ def train(run: Run, loss_of: LossOf, log_every: int = LOG_EVERY) -> None:
             loss, values = run.loss(loss_of, draw)
             total += run.backward(loss, draw)
         norms = run.update()
-        if step % log_every == 0:
+        if logged(step, log_every):
             run.log(loss=total / count, rate=run.optim.rate(step), **norms, **values)

@@ -9,6 +9,7 @@ import re
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -18,7 +19,12 @@ from videoar.runtime.schedule import Sizes, default_sizes
 from videoar.training.folder_config import DataConfig
 from videoar.training.learner import OptimConfig, OptimSettings
 from videoar.training.sources import Shape
+from videoar.training.state import latest_state
 
+CONFIG_NAME = "config.json"
+
+# What no weight depends on.
+_UNTRAINED = {"save_every", "workers"}
 _NAME = re.compile(r"[A-Za-z0-9][\w-]*")
 
 
@@ -107,8 +113,42 @@ def note_config(folder: Path, config: Training) -> None:
     """Write what a run is trained with to its folder, as `config.json`."""
     folder.mkdir(parents=True, exist_ok=True)
     text = json.dumps(asdict(config), indent=2, allow_nan=False)
-    with written_aside(folder / "config.json") as unfinished:
+    with written_aside(folder / CONFIG_NAME) as unfinished:
         unfinished.write_text(text + "\n")
+
+
+def check_resumed(folder: Path, config: Training) -> None:
+    """Check that a run goes on as it began; stages that have not begun may change.
+
+    Raises:
+        ValueError: the config that the folder's states were trained with has another value of what
+            decides about their weights. Names file, field and both.
+    """
+    path = folder / CONFIG_NAME
+    begun = [n for n, stage in enumerate(config.stages) if latest_state(folder / stage.name)]
+    if not begun or not path.exists():
+        return
+    asked = json.loads(json.dumps(asdict(config)))
+    found = json.loads(path.read_text())
+    for values in (asked, found):
+        values["stages"] = values["stages"][: begun[-1] + 1]
+    if difference := next(_differences(found, asked, ""), None):
+        field_name, theirs, ours = difference
+        text = f"the run in {folder} began with {theirs}, now it is {ours}"
+        raise ValueError(f"{path}: {field_name}: {text}; choose another folder or the old value")
+
+
+def _differences(theirs: Any, ours: Any, name: str) -> Iterator[tuple[str, Any, Any]]:
+    """Fields of two configs that differ, by their name in the file."""
+    if isinstance(theirs, dict) and isinstance(ours, dict):
+        for key in sorted((theirs.keys() | ours.keys()) - _UNTRAINED):
+            values = (theirs.get(key, "nothing"), ours.get(key, "nothing"))
+            yield from _differences(*values, f"{name}.{key}".lstrip("."))
+    elif isinstance(theirs, list) and isinstance(ours, list) and len(theirs) == len(ours):
+        for index, values in enumerate(zip(theirs, ours, strict=True)):
+            yield from _differences(*values, f"{name}[{index}]")
+    elif theirs != ours:
+        yield name, theirs, ours
 
 
 def stage_seed(seed: int, index: int) -> int:

@@ -26,7 +26,7 @@ from videoar.training.recipes import TokenizerStage, TokenizerTraining
 from videoar.training.run import Run, train
 from videoar.training.sources import Source
 from videoar.training.stage_data import StageData
-from videoar.training.stages import note_config, shape_grids, sizes_of
+from videoar.training.stages import check_resumed, note_config, shape_grids, sizes_of
 from videoar.training.tokenizer_loss import tokenizer_loss
 from videoar.training.video_folder import VideoFolder
 from videoar.training.world import ALONE, World
@@ -91,8 +91,9 @@ def train_tokenizer(
 
     Raises:
         ValueError, MediaError, CheckpointError: the config, the data or the model to start from
-            cannot be used; before the first step.
+            cannot be used, or the folder's run began otherwise; before the first step.
     """
+    check_resumed(folder, config)
     architecture, sizes = model_config.tokenizer, model_config.transformer.sizes
     data = StageData(model=model_config, folder=folder, report=report, world=world)
     model = start_model(config, architecture)
@@ -101,17 +102,28 @@ def train_tokenizer(
     sources = [data.open(config, stage, number) for number, stage in enumerate(config.stages)]
     if world.main:
         note_config(folder, config)
+    adversary = first_adversary(config, world)
     for number, source in enumerate(sources):
         if config.stages[number].form == "3d" and model.config != architecture:
             model = inflate(model, architecture)
         with closing(source):
-            model = _train_stage(folder, model, config, number, source, sizes, world)
+            model = _train_stage(folder, model, adversary, config, number, source, sizes, world)
     return (model if model.config == architecture else inflate(model, architecture)).eval()
+
+
+def first_adversary(config: TokenizerTraining, world: World) -> Adversary | None:
+    """The discriminator of a run's first step, which learns on from stage to stage."""
+    if not config.gan.weight:
+        return None
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(config.seed)
+        return Adversary(config.gan, world)
 
 
 def _train_stage(
     folder: Path,
     model: VideoTokenizer,
+    adversary: Adversary | None,
     config: TokenizerTraining,
     number: int,
     source: Source,
@@ -121,14 +133,10 @@ def _train_stage(
     """Train one stage, resumed where its folder holds a state; returns the averaged model."""
     stage, architecture = config.stages[number], model.config
     optim = stage.optim(config.optim)
-    perceptual = adversary = None
+    perceptual = None
     if config.perceptual.enabled:
         perceptual = load_perceptual(config.perceptual.path, config.perceptual.heads)
         perceptual.to(world.device)
-    if config.gan.weight:
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(config.seed)
-            adversary = Adversary(config.gan, world)
     others = {} if adversary is None else {"adversary": adversary.learner(optim)}
     source.prepare()
     run = Run(

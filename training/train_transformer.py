@@ -22,10 +22,17 @@ from videoar.runtime.video_tokenizer import VideoTokenizer
 from videoar.training import digits
 from videoar.training.config_file import within
 from videoar.training.recipes import TransformerStage, TransformerTraining
-from videoar.training.run import LOG_EVERY, Run, row_generators, train
+from videoar.training.run import LOG_EVERY, Run, logged, row_generators, train
 from videoar.training.sources import Source
 from videoar.training.stage_data import StageData
-from videoar.training.stages import Stage, note_config, shape_grids, sizes_of, stage_seed
+from videoar.training.stages import (
+    Stage,
+    check_resumed,
+    note_config,
+    shape_grids,
+    sizes_of,
+    stage_seed,
+)
 from videoar.training.teacher_forcing import (
     accuracy_values,
     bit_accuracy,
@@ -37,8 +44,8 @@ from videoar.training.world import ALONE, World
 
 __all__ = ["TransformerStage", "TransformerTraining", "train_transformer"]
 
-# Steps between two tables of bit accuracy by frame and scale.
-TABLE_EVERY = 10 * LOG_EVERY
+# Lines of the log for each table of bit accuracy by frame and scale.
+TABLE_EVERY = 10
 
 
 def check_stages(
@@ -132,7 +139,7 @@ def train_transformer(
 
     Raises:
         ValueError, MediaError, CheckpointError: the config, the data or the model to start from
-            cannot be used; before the first step.
+            cannot be used, or the folder's run began otherwise; before the first step.
     """
     if text_tokenizer is None and architecture.condition == "text":
         text_tokenizer = digits.text_tokenizer()
@@ -148,6 +155,7 @@ def train_transformer(
         report=report,
         world=world,
     )
+    check_resumed(folder, config)
     check_stages(config.stages, model_config, partial(data.bits_alone, config))
     sources = [data.open(config, stage, number) for number, stage in enumerate(config.stages)]
     model = start_model(config, architecture)
@@ -189,11 +197,11 @@ def _train_stage(
         batch = batch.to(world.device)
         loss, logits = transformer_loss(run.model, batch)
         step, part = divmod(draw, optim.accumulate)
-        if step % LOG_EVERY or part < optim.accumulate - 1:
+        if not logged(step) or part < optim.accumulate - 1:
             return loss, {}
         table = bit_accuracy(logits, batch.targets, batch.sizes)
         values: dict[str, Any] = accuracy_values(table, batch.sizes)
-        if step % TABLE_EVERY == 0:
+        if step // LOG_EVERY % TABLE_EVERY == 0:
             values["bits"] = table.tolist()
         return loss, values
 

@@ -24,7 +24,7 @@ def test_shares_are_counted_right(model, monkeypatch):
     sizes, dim = model.config.transformer.sizes, model.config.transformer.latent_dim
     counts = [h * w for h, w in sizes]
 
-    def logits(transformer, tokens, lengths, inputs):
+    def logits(transformer, tokens, lengths, inputs, frame_visible):
         frames = [from_pixels(sample.frames) for sample in digit_samples(3)]
         latents = model.tokenizer.encode(torch.stack(frames))
         targets = bsq_quantize(latents.float(), sizes).targets
@@ -79,6 +79,17 @@ def test_the_same_as_one_plain_pass(model):
     guess = logits[..., 1::2] > logits[..., ::2]
     expected = (guess == quantized.targets).double().mean()
     assert eval_bits(model, [sample])["accuracy"] == pytest.approx(float(expected), abs=1e-6)
+
+
+def test_long_clips_are_predicted_with_the_window(model):
+    """The first frames see all that there is; the later ones what they see in generation."""
+    long = eval_bits(model, digit_samples(4, seed=1, num_frames=65))
+    assert len(long["frames"]) == 17
+    assert min(long["frames"]) > 0.85
+    (sample,) = digit_samples(1, seed=1, num_frames=65)
+    cut = Sample(name=sample.name, frames=sample.frames[:17], caption=sample.caption)
+    first = eval_bits(model, [cut])["bits"]
+    assert eval_bits(model, [sample])["bits"][:5] == first
 
 
 def test_bad_samples(model):

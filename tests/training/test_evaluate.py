@@ -60,13 +60,15 @@ class DrawingModel:
     def __init__(self, change=lambda scene: scene):
         self.change, self.calls = change, []
 
-    def generate(self, prompt, *, seed, guidance=None, temperature=None):
+    def generate(self, prompt, *, seed, guidance=None, temperature=None, num_frames=17):
         self.calls.append((prompt, seed, guidance, temperature))
-        return SimpleNamespace(frames=np.stack([self.draw(self.change(parse(p))) for p in prompt]))
+        clips = [self.draw(self.change(parse(text)), num_frames) for text in prompt]
+        return SimpleNamespace(frames=np.stack(clips))
 
-    def draw(self, scene):
+    def draw(self, scene, num_frames):
         start = tuple({1: 0, -1: 36, 0: 18}[step] for step in DIRECTIONS[scene.direction])
-        return digits.render(digits.split_images("train")[scene.digit][0], scene, start)
+        image = digits.split_images("train")[scene.digit][0]
+        return digits.render(image, scene, start, num_frames)
 
 
 @pytest.fixture(scope="module")
@@ -129,9 +131,28 @@ def test_speed_counts_over_moving_prompts_only(judge, scenes):
 
 def test_black_clips_are_wrong_in_everything(judge):
     model = DrawingModel()
-    model.draw = lambda scene: np.zeros((17, 64, 64, 3), np.uint8)
+    model.draw = lambda scene, num_frames: np.zeros((num_frames, 64, 64, 3), np.uint8)
     result = eval_prompts(model, judge, NUM)
     assert [result[name] for name in (*ASPECTS, "all")] == [0] * 5
+
+
+def test_a_long_clip_is_judged_in_parts(judge):
+    """From frame 33 on the colour is another one; the beginning counts as a short clip does."""
+    model, draw = DrawingModel(), DrawingModel().draw
+
+    def fading(scene, num_frames):
+        frames = draw(scene, num_frames)
+        frames[33:] = frames[33:, :, :, [1, 2, 0]]
+        return frames
+
+    model.draw = fading
+    result = eval_prompts(model, judge, 10, num_frames=45)
+    assert result["all"] == 1
+    parts = result["parts"]
+    assert [part["frames"] for part in parts] == [[0, 16], [17, 32], [33, 44]]
+    assert [part["digit"] for part in parts] == [1, 1, 1]
+    assert [part["colour"] for part in parts] == [part["both"] for part in parts] == [1, 1, 0]
+    assert "parts" not in eval_prompts(DrawingModel(), judge, 2, num_frames=9)
 
 
 def test_what_the_model_is_asked(judge):

@@ -19,6 +19,7 @@ from videoar.training.adversarial import Adversary, GanConfig
 from videoar.training.perceptual import PerceptualConfig, _shapes
 from videoar.training.recipes import TokenizerStage, TokenizerTraining
 from videoar.training.sources import Shape
+from videoar.training.stages import check_resumed, note_config
 from videoar.training.state import read_state
 from videoar.training.tokenizer_loss import (
     ERRORS,
@@ -205,6 +206,54 @@ def test_the_discriminator_waits_for_its_step(tmp_path: Path) -> None:
     saved = states(tmp_path)
     assert saved["clip/adversary.model.lecam.total"] == 0
     assert not any(name.startswith("clip/adversary.optimizer") for name in saved)
+
+
+def test_the_discriminator_learns_on_in_the_next_stage(tmp_path: Path) -> None:
+    """Here it learns in the first stage alone: the second one is over before its step."""
+    stages = (replace(IMAGE, continuous_steps=0), replace(CLIP, steps=1, shapes=IMAGE.shapes))
+    train_tokenizer(tmp_path, MODEL, replace(EVERYTHING, stages=stages))
+    saved = states(tmp_path)
+    learned = [key for key in saved if key.startswith("image/adversary.model.")]
+    assert saved["image/adversary.model.lecam.total"] > 0
+    for key in learned:
+        assert torch.equal(saved[key], saved[key.replace("image/", "clip/")]), key
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"seed": 1}, "seed: the run in .* began with 0, now it is 1"),
+        ({"gan": replace(GAN, weight=0.2)}, r"gan.weight: .* began with 0.1, now it is 0.2"),
+        (
+            {"stages": (replace(IMAGE, shapes=(Shape(frames=1, batch=3),)), CLIP)},
+            r"stages\[0\].shapes\[0\].batch: .* began with 2, now it is 3",
+        ),
+        ({"stages": (CLIP,)}, None),
+        ({"stages": (IMAGE, replace(CLIP, steps=1)), "save_every": 7, "workers": 0}, None),
+    ],
+)
+def test_a_run_goes_on_as_it_began(
+    tmp_path: Path, change: dict[str, object], message: str | None
+) -> None:
+    """But stages that have not begun may change."""
+    config = replace(EVERYTHING, stages=(IMAGE, CLIP))
+    note_config(tmp_path, config)
+    check_resumed(tmp_path, replace(config, **change))
+    (tmp_path / "image" / "state-00000003").mkdir(parents=True)
+    if message is None:
+        check_resumed(tmp_path, replace(config, **change))
+        return
+    with pytest.raises(ValueError, match=message) as error:
+        check_resumed(tmp_path, replace(config, **change))
+    assert str(error.value).startswith(f"{tmp_path / 'config.json'}: ")
+
+
+def test_a_changed_config_is_refused_before_the_first_step(tmp_path: Path) -> None:
+    train_tokenizer(tmp_path, MODEL, PLAIN)
+    before = (tmp_path / "config.json").read_text()
+    with pytest.raises(ValueError, match=r"commitment: .*; choose another folder"):
+        train_tokenizer(tmp_path, MODEL, replace(PLAIN, commitment=1.0))
+    assert (tmp_path / "config.json").read_text() == before
 
 
 @pytest.fixture(scope="module")

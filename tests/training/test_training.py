@@ -22,7 +22,7 @@ from videoar.training.folder_config import DataConfig
 from videoar.training.frame_mask import FrameMaskConfig
 from videoar.training.learner import OptimSettings
 from videoar.training.recipes import TransformerStage, TransformerTraining
-from videoar.training.run import OptimConfig, Run, row_generators, train
+from videoar.training.run import LOG_EVERY, OptimConfig, Run, logged, row_generators, train
 from videoar.training.sources import Shape
 from videoar.training.teacher_forcing import (
     Batch,
@@ -231,6 +231,14 @@ def test_digit_sources(tmp_path: Path) -> None:
     assert path.exists()
 
 
+@pytest.mark.parametrize("period", range(1, 11))
+def test_whatever_takes_turns_is_logged(period: int) -> None:
+    lines = [step for step in range(1000) if logged(step)]
+    assert {step % period for step in lines} == set(range(period))
+    assert [step // LOG_EVERY for step in lines] == list(range(1000 // LOG_EVERY))
+    assert [step for step in range(5) if logged(step, every=1)] == list(range(5))
+
+
 def fit_line(folder: Path, steps: int, stop: int | None = None) -> dict[str, Tensor]:
     """A run on a linear layer; `stop` kills it before that step."""
     torch.manual_seed(0)
@@ -326,12 +334,12 @@ SIXTEEN = (DataConfig(count=16),)
 def test_the_loop_learns_a_little(
     tokenizer: VideoTokenizer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(module, "TABLE_EVERY", 40)
-    image = replace(IMAGES, steps=41, warmup=10, data=SIXTEEN)
+    monkeypatch.setattr(module, "TABLE_EVERY", 2)
+    image = replace(IMAGES, steps=60, warmup=10, data=SIXTEEN)
     clip = replace(STAGE, mask=FrameMaskConfig(p_mask=0.2, window=2), data=(DataConfig(count=4),))
     model = train_transformer(tmp_path, tokenizer, SMALL_TRANSFORMER, run_of(image, clip))
     lines = [json.loads(x) for x in (tmp_path / "image" / "log.jsonl").read_text().splitlines()]
-    assert [line["step"] for line in lines] == [0, 20, 40]
+    assert [line["step"] for line in lines] == [0, 27, 47]
     assert lines[-1]["loss"] < lines[0]["loss"]
     assert ["bits" in line for line in lines] == [True, False, True]
     assert model.config == SMALL_TRANSFORMER

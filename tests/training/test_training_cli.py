@@ -282,6 +282,10 @@ def test_eval_prompts_table(exported, capsys):
     lines = capsys.readouterr().out.splitlines()
     names = ["digit", "colour", "direction", "speed", "all", "judge", "clips"]
     assert [line.split()[0] for line in lines] == names
+    words = ("--num", 1, "--guidance", 1, "--num-frames", 25)
+    run("eval", "prompts", "--model", exported, *words)
+    parts = [line for line in capsys.readouterr().out.splitlines() if line.startswith("frames")]
+    assert [part.split(":")[0] for part in parts] == ["frames 0 to 16", "frames 17 to 24"]
 
 
 def test_eval_continuation(exported, capsys):
