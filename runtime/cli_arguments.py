@@ -141,6 +141,7 @@ def _add_generate(commands: "argparse._SubParsersAction[Any]") -> None:
     parser.add_argument("prompt", nargs="*", metavar="PROMPT", help="text, one video each")
     parser.add_argument(
         "--class-id",
+        action="extend",
         nargs="+",
         type=int,
         metavar="N",
@@ -202,6 +203,7 @@ def _add_shots(parser: Parser) -> None:
     shots.add_argument("--shots", type=positive, default=1, metavar="N", help=text)
     shots.add_argument(
         "--then",
+        action="extend",
         nargs="+",
         metavar="PROMPT",
         help="a further shot for each of these prompts (or classes), behind that of every PROMPT",

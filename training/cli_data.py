@@ -17,10 +17,10 @@ def add_data(parser: argparse.ArgumentParser, *, cache: bool) -> None:
     parser.add_argument("--preset", metavar="NAME", help=text)
     text = "folders of videos and pictures to train all stages on (default: the config's data)"
     group = parser.add_mutually_exclusive_group()
-    group.add_argument("--data", nargs="+", metavar="FOLDER", help=text)
+    group.add_argument("--data", action="extend", nargs="+", metavar="FOLDER", help=text)
     if cache:
         text = "token caches to train all stages on (see `videoar train cache`)"
-        group.add_argument("--cache", nargs="+", metavar="FOLDER", help=text)
+        group.add_argument("--cache", action="extend", nargs="+", metavar="FOLDER", help=text)
 
 
 def add_cache(kinds: Subparsers) -> None:

@@ -76,9 +76,13 @@ def add_eval_samples(kinds: Subparsers) -> None:
     parser = add_kind(kinds, "samples", text, _eval_samples, more)
     text = "checkpoint or folder of saved clips (the first by name); NAME=FOLDER names the row"
     parser.add_argument("source", nargs="+", metavar="FOLDER", help=text)
-    text = "columns of the picture; with saved clips their titles"
-    parser.add_argument("--prompt", nargs="+", default=PROMPTS, metavar="PROMPT", help=text)
-    parser.add_argument("--frames", type=positive, default=6, metavar="N", help="frames of a clip")
+    shown = " and ".join(map(repr, PROMPTS))
+    text = f"columns of the picture; with saved clips their titles (default: {shown})"
+    parser.add_argument("--prompt", action="extend", nargs="+", metavar="PROMPT", help=text)
+    text = "frames of a clip to draw"
+    parser.add_argument("--frames", type=positive, default=6, metavar="N", help=text)
+    text = "frames of a clip to generate (default: the trained length)"
+    parser.add_argument("--num-frames", type=positive, metavar="N", help=text)
     text = "of the first prompt; each further one has 1 more"
     parser.add_argument("--seed", type=int, default=0, metavar="N", help=text)
     add_sampling(parser)
@@ -92,11 +96,12 @@ def _eval_samples(args: argparse.Namespace) -> None:
 
     use_compute(args)
     _check_output(args)
-    rows = [_row(args, text) for text in args.source]
-    _print(args, plot_samples(rows, args.prompt, args.output, frames=args.frames))
+    prompts = args.prompt or list(PROMPTS)
+    rows = [_row(args, text, prompts) for text in args.source]
+    _print(args, plot_samples(rows, prompts, args.output, frames=args.frames))
 
 
-def _row(args: argparse.Namespace, text: str) -> "tuple[str, list[np.ndarray]]":
+def _row(args: argparse.Namespace, text: str, prompts: list[str]) -> "tuple[str, list[np.ndarray]]":
     """The name and clips of a row."""
     from videoar.runtime.media import list_media, read_video
     from videoar.runtime.pipeline import VideoAR
@@ -105,10 +110,10 @@ def _row(args: argparse.Namespace, text: str) -> "tuple[str, list[np.ndarray]]":
     folder = Path(given)
     if (folder / "model_index.json").exists() or not folder.is_dir():
         model = VideoAR.from_pretrained(given, dtype=args.dtype, device=args.device)
-        result = model.generate(list(args.prompt), seed=args.seed, **sampling(args))
+        options = {"seed": args.seed, "num_frames": args.num_frames, **sampling(args)}
+        result = model.generate(prompts, **options)
         return name or folder.name, list(result.frames)
     paths = list_media(folder)
-    if len(paths) < len(args.prompt):
-        count = len(args.prompt)
+    if len(paths) < (count := len(prompts)):
         raise MediaError(f"{folder}: {len(paths)} clips, {count} are needed, one a prompt")
-    return name or folder.name, [read_video(path)[0] for path in paths[: len(args.prompt)]]
+    return name or folder.name, [read_video(path)[0] for path in paths[:count]]

@@ -127,6 +127,9 @@ def test_samples(printed, folder, tmp_path):
     assert result["rows"] == ["shipped", folder.name]
     assert result["prompts"] == [PROMPT]
     assert (tmp_path / "s.png").exists()
+    more = ("--prompt", "a red 3 standing still", "--num-frames", 5)
+    result = printed(*words[:2], *words[3:], *more, "-o", tmp_path / "s.png")
+    assert result["prompts"] == [PROMPT, "a red 3 standing still"]
 
 
 def test_curves(printed, tmp_path):

@@ -86,6 +86,25 @@ def test_resuming_on_as_many_processes_is_exact(runs: Path) -> None:
     assert [key for key in expected if not torch.equal(expected[key], found[key])] == []
 
 
+@pytest.mark.parametrize(
+    ("name", "states"),
+    [
+        ("shard", ["state-00000002", "state-00000004.tmp"]),
+        ("aside", ["state-00000002", "state-00000004.tmp"]),
+        ("renamed", ["state-00000002", "state-00000004"]),
+    ],
+)
+def test_a_kill_of_one_rank_changes_nothing(runs: Path, name: str, states: list[str]) -> None:
+    """Within a save: while it writes its part, and before and behind the renaming."""
+    folder = runs / f"killed-{name}"
+    assert json.loads((folder / "left.json").read_text()) == states
+    expected, found = read_state(runs / "two"), read_state(folder)
+    assert expected.keys() == found.keys()
+    assert [key for key in expected if not torch.equal(expected[key], found[key])] == []
+    assert [line["loss"] for line in log(folder)] == [line["loss"] for line in log(runs / "two")]
+    assert [path.name for path in folder.glob("state-*")] == ["state-00000006"]
+
+
 def test_every_rank_ends_with_the_whole_model(runs: Path) -> None:
     state = read_state(runs / "two")
     for rank in (0, 1):

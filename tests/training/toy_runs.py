@@ -88,8 +88,8 @@ def ended(child: int) -> int:
     return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
 
 
-def ranks(size: int, function: Callable[..., None], *args: Any) -> None:
-    """Run `function(world, *args)` on ranks of a world as torchrun would start them."""
+def started(size: int, function: Callable[..., None], *args: Any) -> list[int]:
+    """Children that run `function(world, *args)` on ranks of a world, as torchrun starts them."""
 
     def one() -> None:
         with start_world("cpu") as world:
@@ -98,8 +98,12 @@ def ranks(size: int, function: Callable[..., None], *args: Any) -> None:
     with socket.create_server(("127.0.0.1", 0)) as server:
         port = server.getsockname()[1]
     shared = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "WORLD_SIZE": size}
-    children = [forked(one, RANK=r, LOCAL_RANK=r, **shared) for r in range(size)]
-    assert [ended(child) for child in children] == [0] * size, function
+    return [forked(one, RANK=r, LOCAL_RANK=r, **shared) for r in range(size)]
+
+
+def ranks(size: int, function: Callable[..., None], *args: Any) -> None:
+    """Run `function(world, *args)` on ranks of a world to its end."""
+    assert [ended(child) for child in started(size, function, *args)] == [0] * size, function
 
 
 def transformer_loss(model: Transformer, world: World, draw: int) -> tuple[Tensor, dict[str, Any]]:
@@ -172,6 +176,34 @@ def fit_tokenizer(world: World, folder: Path) -> None:
         save_file(trained.state_dict(), folder / "finished-0.safetensors")
 
 
+def one_rank_killed(folder: Path, victim: int, at: int) -> None:
+    """Two ranks of which one is killed within a save; then the same run again, to its end.
+
+    Leaves the names of the states behind the kill in `folder/left.json`.
+
+    Args:
+        at: where it is killed; see `killed_within_a_save`.
+    """
+
+    def killed(world: World) -> None:
+        if world.rank == victim:
+            killed_within_a_save(at)
+        fit(world, folder)
+
+    children = started(2, killed)
+    assert ended(children[victim]) == -signal.SIGKILL
+    # torchrun ends the others when one is gone.
+    os.kill(children[1 - victim], signal.SIGKILL)
+    ended(children[1 - victim])
+    left = sorted(path.name for path in folder.glob("state-*"))
+    (folder / "left.json").write_text(json.dumps(left))
+    ranks(2, fit, folder)
+
+
+# Rank and fsync of the second save at which it is killed, by what is left of the save.
+RANK_KILLS = {"shard": (1, 2), "aside": (0, 5), "renamed": (0, 6)}
+
+
 def scale(folder: Path) -> None:
     """Runs on one, two and four ranks, some of which begin from the others' states."""
     for size, name in ((1, "one"), (2, "two")):
@@ -187,6 +219,8 @@ def scale(folder: Path) -> None:
         again = folder / f"{name}-then-{size}"
         shutil.copytree(folder / f"{name}-stopped", again)
         ranks(size, fit, again)
+    for name, (victim, at) in RANK_KILLS.items():
+        one_rank_killed(folder / f"killed-{name}", victim, at)
     ranks(2, refused, folder / "bad")
 
 
