@@ -1,7 +1,7 @@
 """The ablation: each row adds one technique, a small run gives a result that is kept."""
 
 import json
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import pytest
@@ -60,6 +60,17 @@ def test_the_table_shows_mean_and_spread() -> None:
         f"| + multi-scale temporal RoPE | {share} | {share} | 6.000 ± 1.414 |"
     )
     assert lines[2].endswith("| 2 |")
+
+
+def test_the_documented_table_is_that_of_the_committed_runs() -> None:
+    docs = Path(__file__).parents[2] / "docs"
+    lines = (docs / "logs" / "ablation.jsonl").read_text().splitlines()
+    runs = [json.loads(line) for line in lines]
+    assert {(run["technique"], run["seed"]) for run in runs} == {
+        (name, seed) for name in ablation.ROWS for seed in range(3)
+    }
+    assert all(run["config"] == asdict(AblationConfig()) for run in runs)
+    assert ablation.table(runs) in (docs / "training.md").read_text()
 
 
 def test_no_results(tmp_path: Path) -> None:
