@@ -89,7 +89,7 @@ def fused_products(
 def _pack(weight: Tensor) -> PackedLinear:
     linear = nn.Linear(weight.shape[1], weight.shape[0], bias=False, device="meta")
     linear.weight = nn.Parameter(weight, requires_grad=False)
-    return PackedLinear.of(linear)
+    return PackedLinear.of(linear, panels=False)
 
 
 def _plain(weight: Tensor) -> Callable[[Tensor], Tensor]:

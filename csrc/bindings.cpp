@@ -11,6 +11,7 @@
 #include "isa.h"
 #include "next_scale.h"
 #include "pack_bits.h"
+#include "packed_linear.h"
 #include "philox.h"
 #include "qk_norm_rope.h"
 #include "resample.h"
@@ -213,6 +214,18 @@ void bind_pack_bits(py::module_ &module) {
       py::arg("stride_row"), Unlocked());
 }
 
+void bind_packed_linear(py::module_ &module) {
+  module.attr("PANEL") = kPanel;
+  module.def(
+      "packed_linear",
+      [](Address x, Address weight, Address y, int64_t rows, int64_t in, int64_t out) {
+        packed_linear({pointer<const uint16_t>(x), pointer<const uint16_t>(weight),
+                       pointer<uint16_t>(y), rows, in, out});
+      },
+      py::arg("x"), py::arg("weight"), py::arg("y"), py::arg("rows"), py::arg("in_features"),
+      py::arg("out_features"), Unlocked());
+}
+
 void bind_philox(py::module_ &module) {
   module.def(
       "philox_uniform",
@@ -325,6 +338,7 @@ PYBIND11_MODULE(_C, module) {
   bind_isa(module);
   bind_next_scale(module);
   bind_pack_bits(module);
+  bind_packed_linear(module);
   bind_philox(module);
   bind_qk_norm_rope(module);
   bind_resample(module);

@@ -1,9 +1,11 @@
-"""Linear layers of a model that only decodes: one product an input, weights in oneDNN's own order.
+"""Linear layers of a model that only decodes: one product an input, weights packed once.
 
 A plain `nn.Linear` lets oneDNN reorder its weights in every call, with few rows most of its
 time: packed once, a layer of VideoAR-L is 1.2 (128 rows) to 2 times (2 rows) faster, in float32 up
-to 3. Layers that read the same input (a module names them in `SHARED_INPUT`) become one product.
-Packed weights take the place of the plain ones, and `state_dict` gives the same numbers as before.
+to 3. bf16 weights are packed for `kernels/packed_linear.py` where the processor multiplies pairs
+of them and there are whole panels, all others in oneDNN's own order. Layers that read the same
+input (a module names them in `SHARED_INPUT`) become one product. Packed weights take the place of
+the plain ones, and `state_dict` gives the same numbers as before.
 """
 
 from collections.abc import Sequence
@@ -13,30 +15,50 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from videoar.kernels.packed_linear import (
+    can_pack_panels,
+    pack_panels,
+    packed_linear,
+    unpack_panels,
+)
+
 # oneDNN blocks by the number of rows it is told; one blocking serves all row counts here.
 _ROWS = 128
 
 
 class Product:
-    """x W^T for the stacked weights of one or more linear layers, `[..., in]` -> `[..., out]`."""
+    """x W^T for the stacked weights of one or more linear layers, `[..., in]` -> `[..., out]`.
 
-    def __init__(self, layers: Sequence[nn.Linear]) -> None:
+    Args:
+        panels: False keeps to oneDNN's order, for comparisons.
+    """
+
+    def __init__(self, layers: Sequence[nn.Linear], *, panels: bool = True) -> None:
         weights = [layer.weight.detach() for layer in layers]
         weight = weights[0] if len(weights) == 1 else torch.cat(weights)
-        self.packed = weight.device.type == "cpu" and can_pack(weight.dtype)
+        self.in_features, self.sizes = weight.shape[1], [len(rows) for rows in weights]
+        self.panels = panels and can_pack_panels(weight)
+        self.packed = self.panels or (weight.is_cpu and can_pack(weight.dtype))
         self.weight = weight
-        if self.packed:
+        if self.panels:
+            self.weight = pack_panels(weight)
+        elif self.packed:
             self.weight = torch.ops.mkldnn._reorder_linear_weight(weight, _ROWS)
-        self.sizes = [len(rows) for rows in weights]
 
     def __call__(self, x: Tensor) -> Tensor:
+        if self.panels:
+            return packed_linear(x, self.weight)
         if self.packed:
             return torch.ops.mkldnn._linear_pointwise.default(x, self.weight, None, "none", [], "")
         return F.linear(x, self.weight)
 
     def dense(self) -> tuple[Tensor, ...]:
         """The plain weights, a layer each."""
-        weight = self.weight.to_dense() if self.packed else self.weight
+        weight = self.weight
+        if self.panels:
+            weight = unpack_panels(weight)
+        elif self.packed:
+            weight = weight.to_dense()
         return weight.split(self.sizes)
 
 
@@ -46,12 +68,12 @@ class PackedLinear(nn.Module):
     def __init__(self, product: Product, index: int = 0) -> None:
         super().__init__()
         self.product, self.index = product, index
-        self.in_features, self.out_features = product.weight.shape[1], product.sizes[index]
+        self.in_features, self.out_features = product.in_features, product.sizes[index]
 
     @classmethod
-    def of(cls, linear: nn.Linear) -> "PackedLinear":
+    def of(cls, linear: nn.Linear, *, panels: bool = True) -> "PackedLinear":
         """A layer that is a product of its own."""
-        return cls(Product([linear]))
+        return cls(Product([linear], panels=panels))
 
     def forward(self, x: Tensor) -> Tensor:
         out, sizes = self.product(x), self.product.sizes
