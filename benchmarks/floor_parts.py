@@ -122,13 +122,14 @@ def linear_products(modules: Iterable[nn.Module]) -> list[Product]:
 
 def packed_products(config: TransformerConfig, dtype: torch.dtype) -> list[Product]:
     """Weights in oneDNN's own order, products of one input fused into one."""
+    return _products(step_gemms(config, 1), dtype, onednn_linear)
 
-    def pack(weight: Tensor) -> PackedLinear:
-        linear = nn.Linear(weight.shape[1], weight.shape[0], bias=False, device="meta")
-        linear.weight = nn.Parameter(weight, requires_grad=False)
-        return PackedLinear.of(linear, panels=False)
 
-    return _products(step_gemms(config, 1), dtype, pack)
+def onednn_linear(weight: Tensor) -> PackedLinear:
+    """The linear layer of a weight, packed in oneDNN's own order."""
+    linear = nn.Linear(weight.shape[1], weight.shape[0], bias=False, device="meta")
+    linear.weight = nn.Parameter(weight, requires_grad=False)
+    return PackedLinear.of(linear, panels=False)
 
 
 def plain_products(config: TransformerConfig, dtype: torch.dtype) -> list[Product]:

@@ -5,14 +5,14 @@ from functools import partial
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 
-from videoar.benchmarks.floor_parts import linear_products
+from videoar.benchmarks.floor_parts import linear_products, onednn_linear
 from videoar.benchmarks.par_config import ParConfig
 from videoar.benchmarks.par_cost import step_gemms
 from videoar.benchmarks.par_model import ParTransformer
 from videoar.runtime.graphs import GraphSet
-from videoar.runtime.packed import PackedLinear, can_pack
+from videoar.runtime.packed import can_pack
 
 Product = tuple[int, Callable[[Tensor], Tensor]]
 """Width of the input, and what multiplies it."""
@@ -82,14 +82,8 @@ def fused_products(
     products = []
     for gemm in (*(gemm for _ in range(config.layers) for gemm in layer), head):
         weight = torch.randn(gemm.width_out, gemm.width_in, dtype=dtype, device=device)
-        products.append((gemm.width_in, _pack(weight) if packed else _plain(weight)))
+        products.append((gemm.width_in, onednn_linear(weight) if packed else _plain(weight)))
     return products
-
-
-def _pack(weight: Tensor) -> PackedLinear:
-    linear = nn.Linear(weight.shape[1], weight.shape[0], bias=False, device="meta")
-    linear.weight = nn.Parameter(weight, requires_grad=False)
-    return PackedLinear.of(linear, panels=False)
 
 
 def _plain(weight: Tensor) -> Callable[[Tensor], Tensor]:

@@ -1,5 +1,7 @@
 """Linear layers with packed bf16 weights: against float64, in every instruction set."""
 
+from collections.abc import Callable
+
 import pytest
 import torch
 from torch import Tensor, nn
@@ -13,6 +15,7 @@ from videoar.kernels.packed_linear import (
 )
 from videoar.runtime.packed import Product
 
+OnEveryCpu = Callable[[Callable[[], Tensor]], list[Tensor]]
 WIDEST = _C.isa()
 needs_pairs = pytest.mark.skipif(WIDEST != "avx512_bf16", reason="no products of bf16 pairs here")
 
@@ -21,7 +24,6 @@ def bf16(*shape: int, seed: int = 0) -> Tensor:
     return torch.randn(shape, generator=torch.Generator().manual_seed(seed)).bfloat16()
 
 
-@pytest.mark.parametrize("isa", _C.isas())
 @pytest.mark.parametrize(
     ("rows", "inputs", "features"),
     [
@@ -34,17 +36,14 @@ def bf16(*shape: int, seed: int = 0) -> Tensor:
         (193, 130, 64),  # more rows than go through the weights together
     ],
 )
-def test_against_float64(isa: str, rows: int, inputs: int, features: int) -> None:
+def test_against_float64(on_every_cpu: OnEveryCpu, rows: int, inputs: int, features: int) -> None:
     x, weight = bf16(rows, inputs), bf16(features, inputs, seed=1)
-    _C.set_isa(isa)
-    try:
-        found = packed_linear(x, pack_panels(weight))
-    finally:
-        _C.set_isa(WIDEST)
+    packed = pack_panels(weight)
     exact = x.double() @ weight.double().T
     # Sums in float32, then one rounding to bf16.
     bound = exact.abs() / 256 + 1e-6 * (x.double().abs() @ weight.double().abs().T)
-    assert ((found.double() - exact).abs() <= bound).all()
+    for found in on_every_cpu(lambda: packed_linear(x, packed)):
+        assert ((found.double() - exact).abs() <= bound).all()
 
 
 def test_axes_in_front_and_strides() -> None:
@@ -62,17 +61,11 @@ def test_a_row_is_the_same_alone(rows: int) -> None:
     assert all(torch.equal(packed_linear(x[i : i + 1], packed), whole[i : i + 1]) for i in (0, -2))
 
 
-def test_threads_change_nothing() -> None:
+def test_threads_change_nothing(on_every_cpu: OnEveryCpu) -> None:
     x, packed = bf16(24, 512), pack_panels(bf16(448, 512, seed=1))
-    before, found = torch.get_num_threads(), []
-    try:
-        for threads in (1, 2, 3):
-            torch.set_num_threads(threads)
-            found.append(packed_linear(x, packed))
-    finally:
-        torch.set_num_threads(before)
-    assert torch.equal(found[0], found[1])
-    assert torch.equal(found[0], found[2])
+    found = on_every_cpu(lambda: packed_linear(x, packed))
+    for one, *others in zip(*[iter(found)] * 3, strict=True):
+        assert all(torch.equal(one, other) for other in others)
 
 
 def test_weights_come_back() -> None:
