@@ -83,13 +83,35 @@ void bind_decoding_layers(py::module_ &module) {
   const auto build = [](int64_t width, int64_t heads, int64_t groups, int64_t head_dim,
                         int64_t mlp_width, int dtype, float eps, Axes sections, Address frequencies,
                         const std::vector<Address> &norms, const std::vector<Address> &q_norms,
-                        const std::vector<Address> &k_norms, int64_t capacity_rows, Address sum,
-                        Address normed, Address q, Address k, Address attended, Address activated) {
-    return DecodingLayers({width, heads, groups, head_dim, mlp_width, DType{dtype}, eps, sections,
-                           pointer<const float>(frequencies), pointers(norms), pointers(q_norms),
-                           pointers(k_norms), capacity_rows, pointer<void>(sum),
-                           pointer<void>(normed), pointer<void>(q), pointer<void>(k),
-                           pointer<void>(attended), pointer<void>(activated)});
+                        const std::vector<Address> &k_norms,
+                        const std::vector<std::array<Address, 4>> &weights, int64_t capacity_rows,
+                        Address sum, Address normed, Address q, Address k, Address attended,
+                        Address activated, Address product) {
+    std::vector<LayerWeights> packed;
+    for (const auto &[qkv, output, gate_up, down] : weights)
+      packed.push_back({pointer<const void>(qkv), pointer<const void>(output),
+                        pointer<const void>(gate_up), pointer<const void>(down)});
+    return DecodingLayers({width,
+                           heads,
+                           groups,
+                           head_dim,
+                           mlp_width,
+                           DType{dtype},
+                           eps,
+                           sections,
+                           pointer<const float>(frequencies),
+                           pointers(norms),
+                           pointers(q_norms),
+                           pointers(k_norms),
+                           std::move(packed),
+                           capacity_rows,
+                           pointer<void>(sum),
+                           pointer<void>(normed),
+                           pointer<void>(q),
+                           pointer<void>(k),
+                           pointer<void>(attended),
+                           pointer<void>(activated),
+                           pointer<void>(product)});
   };
   const auto begin = [](DecodingLayers &self, int64_t batch, int64_t length, Address positions,
                         Axes position_strides, Address starts, Address segments,
@@ -105,9 +127,11 @@ void bind_decoding_layers(py::module_ &module) {
       .def(py::init(build), py::kw_only(), py::arg("width"), py::arg("heads"), py::arg("groups"),
            py::arg("head_dim"), py::arg("mlp_width"), py::arg("dtype"), py::arg("eps"),
            py::arg("sections"), py::arg("frequencies"), py::arg("norms"), py::arg("q_norms"),
-           py::arg("k_norms"), py::arg("capacity_rows"), py::arg("sum"), py::arg("normed"),
-           py::arg("q"), py::arg("k"), py::arg("attended"), py::arg("activated"))
+           py::arg("k_norms"), py::arg("weights"), py::arg("capacity_rows"), py::arg("sum"),
+           py::arg("normed"), py::arg("q"), py::arg("k"), py::arg("attended"), py::arg("activated"),
+           py::arg("product"))
       .def("begin", begin, Unlocked())
+      .def("run", &DecodingLayers::run, Unlocked())
       .def(
           "attend",
           [](DecodingLayers &self, int64_t layer, Address qkv) {
@@ -218,12 +242,12 @@ void bind_packed_linear(py::module_ &module) {
   module.attr("PANEL") = kPanel;
   module.def(
       "packed_linear",
-      [](Address x, Address weight, Address y, int64_t rows, int64_t in, int64_t out) {
-        packed_linear({pointer<const uint16_t>(x), pointer<const uint16_t>(weight),
-                       pointer<uint16_t>(y), rows, in, out});
+      [](Address x, Address weight, Address y, int64_t rows, int64_t in, int64_t out, int dtype) {
+        packed_linear({pointer<const void>(x), pointer<const void>(weight), pointer<void>(y), rows,
+                       in, out, DType{dtype}});
       },
       py::arg("x"), py::arg("weight"), py::arg("y"), py::arg("rows"), py::arg("in_features"),
-      py::arg("out_features"), Unlocked());
+      py::arg("out_features"), py::arg("dtype"), Unlocked());
 }
 
 void bind_philox(py::module_ &module) {

@@ -9,6 +9,7 @@
 
 #include "attention_blocks.h"
 #include "check.h"
+#include "parallel.h"
 
 namespace videoar {
 namespace {
@@ -87,7 +88,7 @@ void cached_attention(const CachedAttention &call) {
   check_memory(call);
   for (int64_t row = 0; row < call.batch; ++row)
     check_segments(call, row);
-  const bool parallel = nanoseconds(call) >= kParallelNanoseconds;
+  const bool parallel = shares(nanoseconds(call), kParallelNanoseconds, call.awake);
   with_type(call.dtype,
             [&](auto element) { VIDEOAR_DISPATCH(attend_all<decltype(element)>(call, parallel)); });
 }

@@ -19,6 +19,7 @@ struct CachedAttention {
   std::array<int64_t, 4> q_strides, k_strides, v_strides, out_strides;
   const int32_t *segments; // [B,S,2] of (start, length), contiguous
   float scale;
+  bool awake = false; // whether other threads wait for work (parallel.h)
 };
 
 // out = softmax(scale q k^T) v over the cache rows that the segments name; 0 without any. A query's

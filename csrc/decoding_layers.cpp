@@ -20,7 +20,7 @@ DecodingLayers::DecodingLayers(DecodingModel model) : model_(std::move(model)) {
   VIDEOAR_CHECK(m.q_norms.size() == m.k_norms.size() &&
                     (m.q_norms.empty() || m.q_norms.size() == layers),
                 "q_norms ", m.q_norms.size(), ", k_norms ", m.k_norms.size(), ", layers ", layers);
-  for (const void *buffer : {m.sum, m.normed, m.q, m.k, m.attended, m.activated})
+  for (const void *buffer : {m.sum, m.normed, m.q, m.k, m.attended, m.activated, m.product})
     VIDEOAR_CHECK(buffer, "a buffer is missing");
 }
 
@@ -34,6 +34,29 @@ void DecodingLayers::begin(const DecodingChunk &chunk, const void *x) {
     std::memcpy(model_.sum, x, rows * model_.width * element_size(model_.dtype));
   rms_norm({model_.sum, nullptr, model_.norms[0], model_.normed, nullptr, rows, model_.width,
             model_.width, 0, model_.eps, model_.dtype, model_.dtype});
+}
+
+void DecodingLayers::run() {
+  const DecodingModel &m = model_;
+  VIDEOAR_CHECK(2 * m.weights.size() + 1 == m.norms.size(), "weights ", m.weights.size(),
+                ", norms ", m.norms.size());
+  const int64_t attended = m.heads * m.head_dim, projected = attended + 2 * m.groups * m.head_dim;
+  int64_t layer = 0;
+  for (const LayerWeights &weights : m.weights) {
+    multiply(m.normed, weights.qkv, m.width, projected);
+    attend(layer, m.product);
+    multiply(m.attended, weights.output, attended, m.width);
+    add_norm(2 * layer + 1, m.product);
+    multiply(m.normed, weights.gate_up, m.width, 2 * m.mlp_width);
+    activate(m.product);
+    multiply(m.activated, weights.down, m.mlp_width, m.width);
+    add_norm(2 * layer + 2, m.product);
+    ++layer;
+  }
+}
+
+void DecodingLayers::multiply(const void *x, const void *weight, int64_t in, int64_t out) {
+  packed_linear({x, weight, model_.product, chunk_.batch * chunk_.length, in, out, model_.dtype});
 }
 
 void DecodingLayers::attend(int64_t layer, const void *qkv) {
@@ -62,6 +85,7 @@ void DecodingLayers::attend(int64_t layer, const void *qkv) {
   rope.k_cache = keys, rope.v_cache = values;
   rope.k_cache_strides = rope.v_cache_strides = c.cache_strides;
   rope.capacity = c.capacity, rope.starts = c.starts;
+  rope.awake = true;
   qk_norm_rope(rope);
 
   CachedAttention attention{};
@@ -74,6 +98,7 @@ void DecodingLayers::attend(int64_t layer, const void *qkv) {
   attention.k_strides = attention.v_strides = c.cache_strides;
   attention.out = m.attended;
   attention.out_strides = {c.length * m.heads * m.head_dim, m.head_dim, m.heads * m.head_dim, 1};
+  attention.awake = true;
   cached_attention(attention);
 }
 
@@ -81,14 +106,15 @@ void DecodingLayers::add_norm(int64_t index, const void *x) {
   const DecodingModel &m = model_;
   VIDEOAR_CHECK(index >= 0 && index < static_cast<int64_t>(m.norms.size()), "index ", index);
   rms_norm({x, m.sum, m.norms[index], m.normed, m.sum, chunk_.batch * chunk_.length, m.width,
-            m.width, m.width, m.eps, m.dtype, m.dtype});
+            m.width, m.width, m.eps, m.dtype, m.dtype, true});
 }
 
 void DecodingLayers::activate(const void *gate_up) {
   const DecodingModel &m = model_;
   const char *gate = static_cast<const char *>(gate_up);
   swiglu({gate, gate + m.mlp_width * element_size(m.dtype), m.activated,
-          chunk_.batch * chunk_.length, m.mlp_width, 2 * m.mlp_width, 2 * m.mlp_width, m.dtype});
+          chunk_.batch * chunk_.length, m.mlp_width, 2 * m.mlp_width, 2 * m.mlp_width, m.dtype,
+          true});
 }
 
 } // namespace videoar

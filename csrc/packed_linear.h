@@ -1,7 +1,9 @@
-// The product of a linear layer with packed bf16 weights (runtime/packed.py).
+// The product of a linear layer with packed weights (runtime/packed.py).
 #pragma once
 
 #include <cstdint>
+
+#include "dtype.h"
 
 namespace videoar {
 
@@ -9,16 +11,17 @@ constexpr int64_t kPanel = 64; // output features that are packed together
 
 // out = x W^T, summed in float32 in an order that depends on `in` alone.
 struct PackedLinear {
-  const uint16_t *x;      // bf16 [rows, in], contiguous
-  const uint16_t *weight; // bf16 [out / kPanel, in / 2, kPanel, 2]
-  uint16_t *y;            // bf16 [rows, out], contiguous
+  const void *x;      // [rows, in], contiguous
+  const void *weight; // [out / kPanel, in, kPanel], or bf16 [out / kPanel, in / 2, kPanel, 2]
+  void *y;            // [rows, out], contiguous
   int64_t rows;
   int64_t in;
   int64_t out;
+  DType dtype;
 };
 
-// Throws std::invalid_argument for a negative size, an odd `in`, an `out` that is no multiple of
-// kPanel, or a missing pointer.
+// Throws std::invalid_argument for a negative size, an odd `in` in bf16, an `out` that is no
+// multiple of kPanel, or a missing pointer.
 void packed_linear(const PackedLinear &call);
 
 } // namespace videoar

@@ -36,6 +36,7 @@ struct QkNormRope {
   DType cache_dtype;
   const int64_t *starts; // [B], first row of each batch row; null: `start` for all
   int64_t start;
+  bool awake = false; // whether other threads wait for work (parallel.h)
 };
 
 // Throws std::invalid_argument, before anything is written, for sizes, strides, sections, a missing

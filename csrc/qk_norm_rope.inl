@@ -118,7 +118,7 @@ template <typename T, typename C> void rotate_tokens(const QkNormRope &call) {
   const float *q_weight = widen_weight(call.q_weight, call.q_weight_dtype, call.width, q_buffer);
   const float *k_weight = widen_weight(call.k_weight, call.k_weight_dtype, call.width, k_buffer);
   const int64_t elements = call.batch * (call.heads + 2 * call.groups) * call.length * call.width;
-  const bool parallel = elements >= kParallelElements;
+  const bool parallel = shares(elements, kParallelElements, call.awake);
 #pragma omp parallel for collapse(2) schedule(static) if (parallel)
   for (int64_t row = 0; row < call.batch; ++row)
     for (int64_t token = 0; token < call.length; ++token)

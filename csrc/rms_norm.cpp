@@ -5,6 +5,7 @@
 
 #include "check.h"
 #include "column_sums.h"
+#include "parallel.h"
 #include "scratch.h"
 
 namespace {

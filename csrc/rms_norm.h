@@ -21,6 +21,7 @@ struct RmsNorm {
   float eps;
   DType dtype; // of x, residual, y and s
   DType weight_dtype;
+  bool awake = false; // whether other threads wait for work (parallel.h)
 };
 
 // Throws std::invalid_argument for a negative size or a missing pointer.

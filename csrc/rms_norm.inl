@@ -31,7 +31,7 @@ template <typename T, typename W> void rms_norm_rows(const RmsNorm &call) {
   const auto *residual = static_cast<const T *>(call.residual);
   const auto *weight = static_cast<const W *>(call.weight);
   auto *y = static_cast<T *>(call.y), *s = static_cast<T *>(call.s);
-  const bool parallel = call.rows * call.width >= kParallelElements;
+  const bool parallel = shares(call.rows * call.width, kParallelElements, call.awake);
 #pragma omp parallel for schedule(static) if (parallel)
   for (int64_t row = 0; row < call.rows; ++row)
     rms_norm_row(x + row * call.stride_x,

@@ -1,6 +1,7 @@
 #include "swiglu.h"
 
 #include "check.h"
+#include "parallel.h"
 
 namespace {
 constexpr int64_t kPiece = 4096;

@@ -17,6 +17,7 @@ struct SwiGlu {
   int64_t stride_gate;
   int64_t stride_up;
   DType dtype;
+  bool awake = false; // whether other threads wait for work (parallel.h)
 };
 
 // Throws std::invalid_argument for a negative size or a missing pointer.

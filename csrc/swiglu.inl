@@ -12,7 +12,7 @@ template <typename T> void swiglu_rows(const SwiGlu &call) {
   auto *y = static_cast<T *>(call.y);
   // Contiguous tensors are one long row, so rows are shared out in pieces.
   const int64_t pieces = (call.width + kPiece - 1) / kPiece;
-  const bool parallel = call.rows * call.width >= kParallelElements;
+  const bool parallel = shares(call.rows * call.width, kParallelElements, call.awake);
 #pragma omp parallel for collapse(2) schedule(static) if (parallel)
   for (int64_t row = 0; row < call.rows; ++row) {
     for (int64_t piece = 0; piece < pieces; ++piece) {

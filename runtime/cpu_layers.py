@@ -2,8 +2,8 @@
 
 It computes what `Transformer.forward` computes, bit for bit, by the same kernels. There every
 operation checks its arguments, makes views and allocates its result, in a Python whose own data the
-weights, streaming through the caches, have pushed out to memory. Here a layer is four products and
-four calls.
+weights, streaming through the caches, have pushed out to memory. Here all layers are one call where
+their products are packed in panels; elsewhere a layer is four products and four calls.
 """
 
 import torch
@@ -28,6 +28,7 @@ class CpuLayers:
 
     Attributes:
         num_bytes: of the buffers.
+        whole: whether all layers are one call.
     """
 
     def __init__(self, model: Transformer, rows: int) -> None:
@@ -41,6 +42,7 @@ class CpuLayers:
             "k": config.kv_heads * config.head_dim,
             "attended": heads,
             "activated": config.mlp_width,
+            "product": _widest(config),
         }
         self._buffers = {
             name: torch.zeros(rows, width, dtype=dtype) for name, width in widths.items()
@@ -48,6 +50,9 @@ class CpuLayers:
         self._frequencies = frequencies(config.head_dim // 2, config.rope_theta)
         norms = [norm.weight for layer in model.layers for norm in _norms(layer)]
         attentions = [layer.self_attn for layer in model.layers] if config.qk_norm else []
+        self._products = [_products(layer) for layer in model.layers]
+        self.whole = all(product.panels for products in self._products for product in products)
+        packed = self._products if self.whole else []
         self._call = _C.DecodingLayers(
             width=config.width,
             heads=config.heads,
@@ -61,10 +66,10 @@ class CpuLayers:
             norms=[weight.data_ptr() for weight in [*norms, model.norm.weight]],
             q_norms=[attention.q_norm.weight.data_ptr() for attention in attentions],
             k_norms=[attention.k_norm.weight.data_ptr() for attention in attentions],
+            weights=[[product.weight.data_ptr() for product in products] for products in packed],
             capacity_rows=rows,
             **{name: buffer.data_ptr() for name, buffer in self._buffers.items()},
         )
-        self._products = [_products(layer) for layer in model.layers]
         self._views: dict[int, tuple[Tensor, ...]] = {}
 
     @property
@@ -104,6 +109,9 @@ class CpuLayers:
             *_cache_arguments(plan.cache),
             x.data_ptr(),
         )
+        if self.whole:
+            call.run()
+            return normed.view(batch, length, width)
         # Every result keeps a name until its address has been used.
         for index, (qkv, output, gate_up, down) in enumerate(self._products):
             result = qkv(normed)
@@ -127,7 +135,14 @@ class CpuLayers:
 def layers_bytes(config: TransformerConfig, rows: int, dtype: torch.dtype) -> int:
     """Bytes of the buffers for chunks of `rows` tokens."""
     heads = (2 * config.heads + config.kv_heads) * config.head_dim
-    return rows * (2 * config.width + heads + config.mlp_width) * dtype.itemsize
+    columns = 2 * config.width + heads + config.mlp_width + _widest(config)
+    return rows * columns * dtype.itemsize
+
+
+def _widest(config: TransformerConfig) -> int:
+    """Outputs of the widest product of a layer."""
+    projected = (config.heads + 2 * config.kv_heads) * config.head_dim
+    return max(projected, config.width, 2 * config.mlp_width)
 
 
 def _norms(layer: Layer) -> tuple[torch.nn.Module, torch.nn.Module]:
