@@ -6,7 +6,8 @@ draws from the samplers of all variants in turn, so that a drift of the device m
 
 import math
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 
 import torch
 from torch import Tensor
@@ -140,6 +141,25 @@ class Clock:
         out = torch.empty_like(a)
         sampler = self.warm(lambda: torch.mm(a, b, out=out))
         return 2 * size**3 / (percentile([sampler() for _ in range(20)], 0.5) * 1e-3)
+
+
+@contextmanager
+def poisoned() -> Iterator[None]:
+    """Inside, new tensors hold NaN or the largest integer until something is written.
+
+    An operation that leaves out a part of its result is then always wrong; else it is right where
+    its memory still holds an earlier result.
+    """
+    enabled = torch.are_deterministic_algorithms_enabled()
+    warn_only = torch.is_deterministic_algorithms_warn_only_enabled()
+    fills = torch.utils.deterministic.fill_uninitialized_memory
+    torch.use_deterministic_algorithms(True, warn_only=True)
+    torch.utils.deterministic.fill_uninitialized_memory = True
+    try:
+        yield
+    finally:
+        torch.use_deterministic_algorithms(enabled, warn_only=warn_only)
+        torch.utils.deterministic.fill_uninitialized_memory = fills
 
 
 # By dtype of a result: largest error over largest value, RMS of the error over RMS of the values.

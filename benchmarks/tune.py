@@ -122,11 +122,12 @@ class Search:
             ValueError: its result is wrong, with the difference.
             Exception: whatever compiling or launching it raises.
         """
-        from videoar.benchmarks.timing import GRAPH_CALLS, compare
+        from videoar.benchmarks.timing import GRAPH_CALLS, compare, poisoned
         from videoar.benchmarks.tune_kernels import forced
 
         with forced(self.tunable, choice) as taken:
-            problem = compare(self.call(), self.expected, self.case.ties)
+            with poisoned():
+                problem = compare(self.call(), self.expected, self.case.ties)
             if not taken:
                 raise RuntimeError(f"{self.tunable.function} was not asked for tiles")
             if problem:

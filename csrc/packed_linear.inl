@@ -145,8 +145,13 @@ void linear_panels(const PackedLinear &call, bool parallel, const Scratch &scrat
   auto *y = static_cast<T *>(call.y);
   for (int64_t row = 0; row < call.rows; row += kChunkRows) {
     const int64_t rows = std::min(kChunkRows, call.rows - row);
-#pragma omp parallel for schedule(static) if (parallel)
-    for (int64_t panel = 0; panel < panels; ++panel)
-      linear_panel(call, x + row * call.in, rows, panel, end, scratch.mine(), y + row * call.out);
+    const int64_t parts = parallel ? row_parts(panels, rows) : 1;
+#pragma omp parallel for collapse(2) schedule(static) if (parallel)
+    for (int64_t part = 0; part < parts; ++part)
+      for (int64_t panel = 0; panel < panels; ++panel) {
+        const int64_t first = rows * part / parts, last = rows * (part + 1) / parts;
+        linear_panel(call, x + (row + first) * call.in, last - first, panel, end, scratch.mine(),
+                     y + (row + first) * call.out);
+      }
   }
 }

@@ -13,14 +13,18 @@ constexpr int64_t kFloatsOfLine = 16;
 constexpr std::align_val_t kLine{64};
 
 #ifdef _OPENMP
-int64_t thread_count() { return omp_get_max_threads(); }
 int64_t thread_index() { return omp_get_thread_num(); }
 #else
-int64_t thread_count() { return 1; }
 int64_t thread_index() { return 0; }
 #endif
 
 } // namespace
+
+#ifdef _OPENMP
+int64_t thread_count() { return omp_get_max_threads(); }
+#else
+int64_t thread_count() { return 1; }
+#endif
 
 Scratch::Scratch(int64_t floats, bool parallel)
     : stride_((floats + kFloatsOfLine - 1) / kFloatsOfLine * kFloatsOfLine) {

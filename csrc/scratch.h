@@ -5,6 +5,9 @@
 
 namespace videoar {
 
+// Threads of a parallel region.
+int64_t thread_count();
+
 // `floats` uninitialised values a thread, from a 64-byte boundary: one allocation, made before the
 // parallel region in which the threads ask for mine().
 class Scratch {

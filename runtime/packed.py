@@ -1,11 +1,10 @@
 """Linear layers of a model that only decodes: one product an input, weights packed once.
 
 A plain `nn.Linear` lets oneDNN reorder its weights in every call, with few rows most of its
-time: packed once, a layer of VideoAR-L is 1.2 (128 rows) to 2 times (2 rows) faster, in float32 up
-to 3. bf16 weights are packed for `kernels/packed_linear.py` where the processor multiplies pairs
-of them and there are whole panels, all others in oneDNN's own order. Layers that read the same
-input (a module names them in `SHARED_INPUT`) become one product. Packed weights take the place of
-the plain ones, and `state_dict` gives the same numbers as before.
+time (`python -m videoar.benchmarks.products`). Weights with whole panels are packed for
+`kernels/packed_linear.py`, all others in oneDNN's own order. Layers that read the same input (a
+module names them in `SHARED_INPUT`) become one product. Packed weights take the place of the plain
+ones, and `state_dict` gives the same numbers as before.
 """
 
 from collections.abc import Sequence

@@ -205,6 +205,14 @@ def test_input_sets_exceed_the_cache_twice():
     assert clock.sets_to_be_cold(1) == 1
 
 
+def test_poisoned():
+    x, before = torch.zeros(3), torch.are_deterministic_algorithms_enabled()
+    with timing.poisoned():
+        assert x.new_empty(2).isnan().all()
+        assert (torch.empty(2, dtype=torch.int32) == torch.iinfo(torch.int32).max).all()
+    assert torch.are_deterministic_algorithms_enabled() == before
+
+
 def test_compare():
     x = torch.randn(8, 5, generator=torch.Generator().manual_seed(0))
     bits = x > 0

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from videoar import _C
+from videoar.benchmarks import timing
 from videoar.kernels.dispatch import use_backend
 
 # By dtype of the result: largest error over largest value, and RMS of the error over RMS.
@@ -81,11 +82,5 @@ def poisoned() -> Iterator[None]:
 
     For a test module: `pytestmark = pytest.mark.usefixtures("poisoned")`.
     """
-    before = torch.are_deterministic_algorithms_enabled()
-    warn_only = torch.is_deterministic_algorithms_warn_only_enabled()
-    fill = torch.utils.deterministic.fill_uninitialized_memory
-    torch.use_deterministic_algorithms(True, warn_only=True)
-    torch.utils.deterministic.fill_uninitialized_memory = True
-    yield
-    torch.use_deterministic_algorithms(before, warn_only=warn_only)
-    torch.utils.deterministic.fill_uninitialized_memory = fill
+    with timing.poisoned():
+        yield

@@ -15,6 +15,8 @@ from videoar.kernels.packed_linear import (
 )
 from videoar.runtime.packed import Product
 
+pytestmark = pytest.mark.usefixtures("poisoned")
+
 OnEveryCpu = Callable[[Callable[[], Tensor]], list[Tensor]]
 BOTH = pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 needs_vectors = pytest.mark.skipif(_C.isa() == "baseline", reason="panels are for wide vectors")
@@ -80,8 +82,15 @@ def test_a_row_is_the_same_alone(on_every_cpu: OnEveryCpu, rows: int, dtype: tor
 
 
 @BOTH
-def test_threads_change_nothing(on_every_cpu: OnEveryCpu, dtype: torch.dtype) -> None:
-    x, packed = draw(24, 512, dtype=dtype), pack_panels(draw(448, 512, dtype=dtype, seed=1))
+@pytest.mark.parametrize(
+    ("rows", "features"),
+    [(24, 448), (200, 64), (130, 192)],  # fewer panels than threads: rows are shared out, too
+)
+def test_threads_change_nothing(
+    on_every_cpu: OnEveryCpu, rows: int, features: int, dtype: torch.dtype
+) -> None:
+    x, weight = draw(rows, 512, dtype=dtype), draw(features, 512, dtype=dtype, seed=1)
+    packed = pack_panels(weight)
     found = on_every_cpu(lambda: packed_linear(x, packed))
     for one, *others in zip(*[iter(found)] * 3, strict=True):
         assert all(torch.equal(one, other) for other in others)
