@@ -53,7 +53,7 @@ def bench_generate(benchmark, suite: Suite, case: Case) -> None:
         num_bytes=cost.num_bytes,
         flops=cost.flops,
         limit_s=cost.seconds,
-        limit_note=suite.limits.source,
+        limit_note=suite.limit_note,
         compile_s=recorded.compile_s.get(own),
         **(_steps(suite, recorded.runs[own][-1], cost) if case.part == "transformer" else {}),
     )

@@ -64,7 +64,7 @@ def bench_kernel(benchmark, suite: Suite, kernel: Case) -> None:
         num_bytes=kernel.num_bytes,
         flops=kernel.flops,
         limit_s=suite.limits.seconds(kernel.num_bytes, kernel.flops),
-        limit_note=_TINY if device == "cpu" else suite.limits.source,
+        limit_note=_TINY if device == "cpu" else suite.limit_note,
     )
     dtype = str(setting_of(suite).dtype).removeprefix("torch.")
     suite.describe(benchmark, entry, samples, dtype=dtype)

@@ -11,9 +11,10 @@ Axes: R rows (requests, behind them the same without their condition), L tokens,
 heads of queries and of keys, D their width, d bits, t latent frames of N tokens.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Generator, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
+from typing import Any
 
 import numpy as np
 import torch
@@ -31,9 +32,6 @@ from videoar.runtime.video_tokenizer import VideoTokenizer
 
 LogitsHook = Callable[[int, int, Tensor], None]
 """Called with (frame, scale, logits `[R,n,2d]` before guidance) behind every step."""
-
-StepHook = Callable[[int, int], None]
-"""Called with (frame, scale) behind every step, and with (-1, 0) behind the text."""
 
 
 @lru_cache
@@ -220,8 +218,17 @@ class EagerVideoAR(nn.Module):
         probabilities = (pairs / temperature).softmax(-1)
         return torch.multinomial(probabilities.flatten(0, -2), 1).view(pairs.shape[:-1])
 
+    def latents(self, *arguments: Any, **options: Any) -> Tensor:
+        """Latents float32 `[B,d,t,H,W]` of clips; arguments and errors as those of `steps`."""
+        steps = self.steps(*arguments, **options)
+        while True:
+            try:
+                next(steps)
+            except StopIteration as end:
+                return end.value
+
     @torch.inference_mode()
-    def latents(
+    def steps(
         self,
         prefixes: Sequence[Sequence[int]],
         null_prefix: Sequence[int] | None,
@@ -231,13 +238,13 @@ class EagerVideoAR(nn.Module):
         temperature: float = 1.0,
         given_bits: Tensor | None = None,
         on_logits: LogitsHook | None = None,
-        on_step: StepHook | None = None,
-    ) -> Tensor:
-        """Latents float32 `[B,d,t,H,W]` of clips that stay within the trained length.
+    ) -> Generator[None, None, Tensor]:
+        """Stop behind the prefill and behind every decoding step; return what `latents` does.
 
         Args:
             prefixes: text tokens or class of each request.
             null_prefix: the unconditional prefix; None without guidance.
+            latent_frames: of clips that stay within the trained length.
             given_bits: bool `[B,t,N,d]`, taken instead of sampled ones.
 
         Raises:
@@ -249,8 +256,7 @@ class EagerVideoAR(nn.Module):
         rows = [*prefixes, *([null_prefix] * len(prefixes) if guided else [])]
         tokens, tables = self._tables(rows, latent_frames)
         self._prefill(tokens, tables)
-        if on_step is not None:
-            on_step(-1, 0)
+        yield
         features = torch.zeros(
             len(prefixes), config.latent_dim, *config.sizes[0], device=self.sos.device
         )
@@ -270,8 +276,7 @@ class EagerVideoAR(nn.Module):
                     bits = given_bits[:, frame, filled : filled + height * width]
                 filled += height * width
                 total, features = self._next(total, bits, scale)
-                if on_step is not None:
-                    on_step(frame, scale)
+                yield
             frames.append(total)
         return torch.stack(frames, dim=2)
 

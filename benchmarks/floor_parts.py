@@ -170,7 +170,7 @@ class BareConvs:
     """The convolutions of the streaming decoder for a clip, packed, and nothing else."""
 
     def __init__(self, config: ModelConfig, dtype: torch.dtype) -> None:
-        self.later_frames = config.transformer.max_frames - 1
+        self.frames = config.transformer.max_frames
         first, later = conv_shapes(config)
         shapes = [*first, *later]
         # Large maps lie in the same memory, as they do in the decoder.
@@ -178,8 +178,8 @@ class BareConvs:
         self.outputs = torch.zeros(max(prod(s.output) for s in shapes), dtype=dtype)
         self.first = [self._conv(shape, dtype) for shape in first]
         self.later = [self._conv(shape, dtype) for shape in later]
-        self._run(self.first)
-        self._run(self.later)
+        self.frame(0)
+        self.frame(1)
 
     def _conv(self, shape: ConvShape, dtype: torch.dtype) -> PackedConv:
         weight = torch.randn(shape.weight, dtype=dtype)
@@ -187,13 +187,13 @@ class BareConvs:
         return PackedConv(shape, weight, bias, dtype=dtype, device="cpu")
 
     def run(self) -> None:
-        self._run(self.first)
-        for _ in range(self.later_frames):
-            self._run(self.later)
+        for frame in range(self.frames):
+            self.frame(frame)
 
     @torch.inference_mode()
-    def _run(self, convs: Sequence[PackedConv]) -> None:
-        for conv in convs:
+    def frame(self, number: int) -> None:
+        """Those of one latent frame, numbered from 0."""
+        for conv in self.later if number else self.first:
             x, out = conv.shape.input, conv.shape.output
             # Adding to what is there is the form without a pass to clear it.
             conv(self.inputs[: prod(x)].view(x), self.outputs[: prod(out)].view(out), add=True)

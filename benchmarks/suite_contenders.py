@@ -1,22 +1,21 @@
 """Who runs a clip in the suite: VideoAR by this runtime, eager, compiled, and its bare products.
 
-A contender is built untimed; `run` makes one batch of clips and says where the time went.
+A contender is built untimed; `run` makes a batch of clips, in turns, and says where the time went.
 """
 
-import time
 from collections.abc import Sequence
 from dataclasses import dataclass
-from itertools import pairwise
+from itertools import accumulate, pairwise
 from statistics import median
 from typing import Protocol
 
-import torch
 from torch import Tensor
 
 from videoar.benchmarks.compiled import CompiledVideoAR
-from videoar.benchmarks.eager import EagerVideoAR, StepHook
+from videoar.benchmarks.eager import EagerVideoAR
 from videoar.benchmarks.floor_parts import BareConvs, job_of, own_products, rows_per_token
 from videoar.benchmarks.par_floor import BareSteps
+from videoar.benchmarks.suite_turns import Laps, Turns, result_of
 from videoar.runtime.entry import Entry as Request
 from videoar.runtime.executor import make_executor
 from videoar.runtime.graphs import GraphSet
@@ -72,36 +71,8 @@ class Contender(Protocol):
 
     compile_s: float | None
 
-    def run(self) -> Run:
-        """Make one batch of clips."""
-
-
-class Laps:
-    """Times between marks: events on a GPU's stream, the host's clock elsewhere."""
-
-    def __init__(self, device: torch.device, stream: "torch.cuda.Stream | None" = None) -> None:
-        self.cuda, self.stream = device.type == "cuda", stream
-        self.marks: list = []
-        if self.cuda:
-            torch.cuda.synchronize(device)
-        self.mark()
-
-    def mark(self, *_: object) -> None:
-        """End a lap; takes whatever a hook is called with."""
-        if not self.cuda:
-            self.marks.append(time.perf_counter())
-            return
-        event = torch.cuda.Event(enable_timing=True)
-        event.record(self.stream)
-        self.marks.append(event)
-
-    def seconds(self) -> list[float]:
-        """Of every lap."""
-        pairs = pairwise(self.marks)
-        if not self.cuda:
-            return [end - begin for begin, end in pairs]
-        self.marks[-1].synchronize()
-        return [begin.elapsed_time(end) / 1e3 for begin, end in pairs]
+    def run(self) -> Turns[Run]:
+        """Make one batch of clips, in turns where the device is a CPU."""
 
 
 class OurVideo:
@@ -115,14 +86,15 @@ class OurVideo:
     def __init__(self, model: VideoAR, batch: int) -> None:
         self.model, self.batch, self.calls = model, batch, 0
         self.cuda = model.device.type == "cuda"
+        self.frames = model.config.transformer.max_frames
         self.executor = make_executor(model, slots=batch if self.cuda else 1)
         tau = model.config.tokenizer.temporal_compression
         # Two latent frames, and the prefix without a condition, which is kept.
-        self._drive([self._request(0, num_frames=1 + tau)])
+        result_of(self._drive([self._request(0, num_frames=1 + tau)]))
 
-    def run(self) -> Run:
+    def run(self) -> Turns[Run]:
         config, requests = self.model.config.transformer, self._requests()
-        step_s = [0.0] * (config.max_frames * len(config.sizes))
+        step_s = [0.0] * (self.frames * len(config.sizes))
 
         def add(frame: int, scale: int, seconds: float) -> None:
             step_s[frame * len(config.sizes) + scale] += seconds
@@ -131,14 +103,14 @@ class OurVideo:
         counted = requests[:1] if self.cuda else requests
         for request in counted:
             request.on_step = add
-        clip_s, stamps = self._drive(requests)
+        stamps = yield from self._drive(requests)
         steady = [end - begin for begin, end in pairwise(stamps)]
         together = self.executor.slots == self.batch
         return Run(
             step_s=tuple(step_s),
             steps=len(step_s),
             decoder_s=sum(request.timings["decoder"] for request in counted),
-            clip_s=clip_s,
+            clip_s=stamps[-1],
             first_frame_s=stamps[0] if together else None,
             steady_frame_s=median(steady) if together and steady else None,
         )
@@ -151,20 +123,24 @@ class OurVideo:
         job = job_of(self.model, number, **options)
         return Request(job, num_scales=self.executor.num_scales)
 
-    def _drive(self, requests: Sequence[Request]) -> tuple[float, list[float]]:
-        """Seconds until all are done, and those at which pixels came."""
-        scheduler, stamps, begin = Scheduler(self.executor), [], time.perf_counter()
+    def _drive(self, requests: Sequence[Request]) -> Turns[list[float]]:
+        """The seconds at which pixels came, the last ones when all are done."""
+        scheduler, came = Scheduler(self.executor), []
+        laps = Laps(self.model.device, host=True)
         for request in requests:
             scheduler.add(request)
         while scheduler.busy:
             scheduler.tick()
-            came = [request.drain() for request in requests]
-            if any(came):
-                stamps.append(time.perf_counter() - begin)
+            pixels = [request.drain() for request in requests]
+            came.append(any(pixels))
+            laps.mark()
+            # On a CPU a tick is a latent frame of one clip.
+            yield from laps.rest(len(came) / (len(requests) * self.frames))
         for request in requests:
             if request.error is not None:
                 raise request.error
-        return stamps[-1], stamps
+        stamps = accumulate(laps.seconds())
+        return [stamp for stamp, pixels in zip(stamps, came, strict=True) if pixels]
 
 
 class OtherVideo:
@@ -180,7 +156,7 @@ class OtherVideo:
         self.way, self.model, self.batch, self.calls = way, model, batch, 0
         self.decodes = decodes
         config = model.config.transformer
-        latents = self._latents(min(2, config.max_frames))
+        latents = result_of(self._latents(min(2, config.max_frames), Laps(model.device)))
         if isinstance(way, CompiledVideoAR):
             # For the shape that is timed; a CUDA graph is made in the second call or the third.
             shape = (batch, config.latent_dim, config.max_frames, *config.sizes[-1])
@@ -188,9 +164,9 @@ class OtherVideo:
         for _ in range(decodes * (3 if model.device.type == "cuda" else 1)):
             way.decode(latents)
 
-    def run(self) -> Run:
+    def run(self) -> Turns[Run]:
         laps = Laps(self.model.device)
-        latents = self._latents(self.model.config.transformer.max_frames, laps.mark)
+        latents = yield from self._latents(self.model.config.transformer.max_frames, laps)
         if not self.decodes:
             _, *step_s = laps.seconds()
             return Run(step_s=tuple(step_s), steps=len(step_s))
@@ -204,18 +180,26 @@ class OtherVideo:
             clip_s=sum(laps.seconds()),
         )
 
-    def _latents(self, frames: int, on_step: StepHook | None = None) -> Tensor:
+    def _latents(self, frames: int, laps: Laps) -> Turns[Tensor]:
+        """The latents of a clip; a lap for the prefill and for every step."""
         self.calls += self.batch
         numbers = range(self.calls, self.calls + self.batch)
         jobs = [job_of(self.model, number) for number in numbers]
-        return self.way.latents(
+        steps = self.way.steps(
             [job.shots[0].prefix for job in jobs],
             jobs[0].shots[0].null_prefix,
             frames,
             guidance=jobs[0].params.guidance,
             temperature=jobs[0].params.temperature,
-            on_step=on_step,
         )
+        num_steps = frames * len(self.model.config.transformer.sizes)
+        while True:
+            try:
+                next(steps)
+            except StopIteration as end:
+                return end.value
+            laps.mark()
+            yield from laps.rest((len(laps.pairs) - 1) / num_steps)
 
 
 class BareVideo:
@@ -229,26 +213,41 @@ class BareVideo:
         # A CPU computes one clip after the other, and so do its products.
         together = batch if self.device.type == "cuda" else 1
         self.times = batch // together
-        self.lengths = [h * w for h, w in config.sizes] * config.max_frames
+        lengths = [h * w for h, w in config.sizes] * config.max_frames
+        self.frames, self.num_steps = config.max_frames, len(lengths)
         sequences = rows_per_token(model.config) * together
         memory = (weight.dtype, weight.device, graphs)
-        self.products = BareSteps(own_products(model.transformer), self.lengths, sequences, *memory)
+        self.products = BareSteps(own_products(model.transformer), lengths, sequences, *memory)
         cpu = self.device.type == "cpu"
         self.convs = BareConvs(model.config, weight.dtype) if cpu else None
 
-    def run(self) -> Run:
-        step_s = [0.0] * len(self.lengths)
-        for _ in range(self.times):
-            laps = Laps(self.device, self.graphs and self.graphs.stream)
-            for index in range(len(step_s)):
-                self.products.step(index)
-                laps.mark()
-            step_s = [sum(pair) for pair in zip(step_s, laps.seconds(), strict=True)]
-        decoder_s = None
-        if self.convs is not None:
-            laps = Laps(self.device)
-            for _ in range(self.times):
-                self.convs.run()
+    def run(self) -> Turns[Run]:
+        # Of every lap: its step, None for the convolutions.
+        laps, done = Laps(self.device, self.graphs and self.graphs.stream), []
+        for clip in range(self.times):
+            for frame in range(self.frames):
+                done += self._frame(frame, laps)
+                yield from laps.rest((clip + (frame + 1) / self.frames) / self.times)
+        step_s, decoder_s = [0.0] * self.num_steps, 0.0
+        for step, seconds in zip(done, laps.seconds(), strict=True):
+            if step is None:
+                decoder_s += seconds
+            else:
+                step_s[step] += seconds
+        return Run(
+            step_s=tuple(step_s),
+            steps=self.num_steps,
+            decoder_s=None if self.convs is None else decoder_s,
+        )
+
+    def _frame(self, frame: int, laps: Laps) -> list[int | None]:
+        scales = self.num_steps // self.frames
+        steps: list[int | None] = list(range(frame * scales, (frame + 1) * scales))
+        for step in steps:
+            self.products.step(step)
             laps.mark()
-            decoder_s = sum(laps.seconds())
-        return Run(step_s=tuple(step_s), steps=len(step_s), decoder_s=decoder_s)
+        if self.convs is None:
+            return steps
+        self.convs.frame(frame)
+        laps.mark()
+        return [*steps, None]

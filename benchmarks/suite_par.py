@@ -5,7 +5,8 @@ from videoar.benchmarks.par_eager import EagerPar
 from videoar.benchmarks.par_floor import BareSteps, own_products
 from videoar.benchmarks.par_sampling import ParSampling
 from videoar.benchmarks.par_state import ParState
-from videoar.benchmarks.suite_contenders import Laps, Run
+from videoar.benchmarks.suite_contenders import Run
+from videoar.benchmarks.suite_turns import Laps, Turns
 
 SAMPLING = ParSampling()
 
@@ -36,7 +37,7 @@ class OurPar:
     def slots(self) -> int:
         return self.par.slots
 
-    def run(self) -> Run:
+    def run(self) -> Turns[Run]:
         steps = self.par.config.num_steps
         step_s = [0.0] * steps
         for first in range(0, self.batch, self.slots):
@@ -45,6 +46,7 @@ class OurPar:
             for step in range(steps):
                 self.par.step(state, step, SAMPLING.filtered)
                 laps.mark()
+                yield from laps.rest((first + self.slots * (step + 1) / steps) / self.batch)
             step_s = [sum(pair) for pair in zip(step_s, laps.seconds(), strict=True)]
             self.par.codes(state)
         self.calls += self.batch
@@ -67,28 +69,17 @@ class OtherPar:
     def _classes(self) -> list[int]:
         return [number % self.way.config.classes for number in range(self.batch)]
 
-    def run(self) -> Run:
+    def run(self) -> Turns[Run]:
         self.way.start(self._classes(), SAMPLING)
-        steps = self.way.config.num_steps
-        step_s = self._whole() if len(self.steps) == steps else self._sampled()
-        return Run(step_s=tuple(step_s), steps=steps)
-
-    def _whole(self) -> list[float]:
-        laps = Laps(self.device)
+        steps, laps = self.way.config.num_steps, Laps(self.device)
         for step in self.steps:
+            if len(self.steps) < steps:
+                self.way.place(step)
+                laps.begin()
             self.way.step(step)
             laps.mark()
-        return laps.seconds()
-
-    def _sampled(self) -> list[float]:
-        seconds: list[float] = []
-        for step in self.steps:
-            self.way.place(step)
-            laps = Laps(self.device)
-            self.way.step(step)
-            laps.mark()
-            seconds += laps.seconds()
-        return seconds
+            yield from laps.rest((step + 1) / steps)
+        return Run(step_s=tuple(laps.seconds()), steps=steps)
 
 
 class BarePar:
@@ -111,12 +102,13 @@ class BarePar:
             self.graphs,
         )
 
-    def run(self) -> Run:
-        step_s = [0.0] * len(self.steps)
-        for _ in range(self.times):
+    def run(self) -> Turns[Run]:
+        step_s, steps = [0.0] * len(self.steps), self.par.config.num_steps
+        for turn in range(self.times):
             laps = Laps(self.device, self.graphs and self.graphs.stream)
             for step in self.steps:
                 self.products.step(step)
                 laps.mark()
+                yield from laps.rest((turn + (step + 1) / steps) / self.times)
             step_s = [sum(pair) for pair in zip(step_s, laps.seconds(), strict=True)]
-        return Run(step_s=tuple(step_s), steps=self.par.config.num_steps)
+        return Run(step_s=tuple(step_s), steps=steps)

@@ -23,6 +23,7 @@ from videoar.benchmarks.par_model import ParTransformer
 from videoar.benchmarks.par_state import kind_of, step_logits
 from videoar.benchmarks.suite_contenders import BareVideo, Contender, OtherVideo, OurVideo, Run
 from videoar.benchmarks.suite_par import SAMPLING, BarePar, OtherPar, OurPar
+from videoar.benchmarks.suite_turns import side_by_side
 from videoar.runtime.graphs import GraphSet
 from videoar.runtime.history import next_scale_inputs
 from videoar.runtime.modules import DTYPES
@@ -218,8 +219,12 @@ def race(
     rounds: int,
     go_on: Callable[[int], bool],
     give_up: Callable[[str, str, Exception], None],
+    between: Callable[[], None] = lambda: None,
 ) -> Runs:
     """Let every contender make a batch of clips in every round, each round another one first.
+
+    Clips that take longer than a turn (on a CPU; see `videoar.benchmarks.suite_turns`) are made
+    side by side.
 
     One more round comes before them untimed: first clips draw memory from the system, and the
     matrix library prepares itself for every shape.
@@ -228,6 +233,7 @@ def race(
         go_on: called with the number of rounds done, the untimed one included, whether to begin
             another.
         give_up: called with model, way and what a clip raised; the contender is then out.
+        between: called before every turn.
     """
     runs: Runs = {key: [] for key in contenders}
     for turn in range(rounds + 1):
@@ -235,11 +241,11 @@ def race(
             break
         keys = list(runs)
         first = turn % max(1, len(keys))
-        for key in keys[first:] + keys[:first]:
-            try:
-                run = contenders[key].run()
-                runs[key] += [run] if turn else []
-            except Exception as error:  # such as memory that ran out
-                give_up(*key, error)
+        clips = {key: contenders[key].run() for key in keys[first:] + keys[:first]}
+        for key, result in side_by_side(clips, between):
+            if isinstance(result, Exception):
+                give_up(*key, result)
                 del runs[key]
+            elif turn:
+                runs[key].append(result)
     return runs

@@ -14,7 +14,6 @@ _HALF = (torch.bfloat16, torch.float16)
 # Copied, and edge of the square product; large enough to leave the caches, short enough for < 3 s.
 _COPY_BYTES = {"cuda": 1 << 30, "cpu": 1 << 27}
 _EDGE = {"cuda": 8192, "cpu": 1024}
-_BUDGET_S = 0.5
 
 # Copy bandwidth and bfloat16 products as measured on one; its memory as sold.
 H200 = Limits(
@@ -41,33 +40,36 @@ def known_limits(device: str, dtype: torch.dtype) -> Limits:
     return KNOWN[device]
 
 
-def measure_limits(device: str, dtype: torch.dtype) -> Limits:
+def measure_limits(device: str, dtype: torch.dtype, budget_s: float = 0.5) -> Limits:
     """Measure this machine in less than 3 s: a large copy, and a large product of random matrices.
 
     The copy counts bytes read and written. The best of several runs each: a ceiling is wanted.
+
+    Args:
+        budget_s: seconds for each of the two; at least three runs, whatever they take.
     """
     where = torch.device(device)
     return Limits(
         name=_name(where),
-        bandwidth=_copy_bandwidth(where),
-        rate=_product_rate(where, dtype),
+        bandwidth=_copy_bandwidth(where, budget_s),
+        rate=_product_rate(where, dtype, budget_s),
         source=f"measured just now, {str(dtype)[6:]}",
         memory=total_bytes(where),
     )
 
 
-def _copy_bandwidth(device: torch.device) -> float:
+def _copy_bandwidth(device: torch.device, budget_s: float) -> float:
     source = torch.ones(_COPY_BYTES[device.type] // 4, device=device)
     target = torch.empty_like(source)
-    return 2 * source.nbytes / _best_seconds(lambda: target.copy_(source), device)
+    return 2 * source.nbytes / _best_seconds(lambda: target.copy_(source), device, budget_s)
 
 
 @torch.inference_mode()
-def _product_rate(device: torch.device, dtype: torch.dtype) -> float:
+def _product_rate(device: torch.device, dtype: torch.dtype, budget_s: float) -> float:
     edge = _EDGE[device.type]
     product = _product(edge, dtype, device)
     x = torch.randn(edge, edge, device=device, dtype=dtype)
-    return 2 * edge**3 / _best_seconds(lambda: product(x), device)
+    return 2 * edge**3 / _best_seconds(lambda: product(x), device, budget_s)
 
 
 def _product(edge: int, dtype: torch.dtype, device: torch.device) -> nn.Module:
@@ -76,12 +78,12 @@ def _product(edge: int, dtype: torch.dtype, device: torch.device) -> nn.Module:
     return PackedLinear.of(linear)
 
 
-def _best_seconds(call: Callable[[], object], device: torch.device) -> float:
+def _best_seconds(call: Callable[[], object], device: torch.device, budget_s: float) -> float:
     """The shortest of the calls that fit into the budget, at least 3, after one to warm up."""
     times: list[float] = []
     call()
     begin = time.perf_counter()
-    while len(times) < 3 or time.perf_counter() - begin < _BUDGET_S:
+    while len(times) < 3 or time.perf_counter() - begin < budget_s:
         times.append(_seconds(call, device))
     return min(times)
 

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from videoar.benchmarks import conftest, suite_race
+from videoar.benchmarks import conftest, suite_race, suite_turns
 from videoar.benchmarks.par_config import PAR_PRESETS, ParConfig
 from videoar.benchmarks.suite import CannotRunError, Suite
 from videoar.benchmarks.suite_contenders import Run, quiet
@@ -19,6 +19,7 @@ from videoar.benchmarks.suite_entry import Entry, extra_info, part_clock, replay
 from videoar.benchmarks.suite_par import sampled_steps
 from videoar.benchmarks.suite_race import Setting, WrongResultError, build, race
 from videoar.benchmarks.suite_select import MODELS, Selection, needed_bytes, parts_of, races
+from videoar.benchmarks.suite_turns import Turns
 from videoar.runtime.cost import Limits, Work, clip_steps
 from videoar.runtime.presets import PRESETS
 
@@ -195,10 +196,11 @@ class TestRace:
             def __init__(self, name: str) -> None:
                 self.name = name
 
-            def run(self) -> Run:
+            def run(self) -> Turns[Run]:
                 calls.append(self.name)
                 if calls.count("b") == 2 and self.name == "b":
                     raise MemoryError("no more")
+                yield from ()
                 return Run(step_s=(1.0,), steps=1)
 
         contenders = {("m", name): Fake(name) for name in "abc"}
@@ -211,8 +213,10 @@ class TestRace:
         race(contenders, 3, lambda done: done < 2, lambda *what: None)
         assert calls == [*"abc", *"bca"]
 
-    def test_all_ways_of_a_small_par(self, monkeypatch):
+    @pytest.mark.parametrize("turn_s", [suite_turns.TURN_S, 0.0])
+    def test_all_ways_of_a_small_par(self, monkeypatch, turn_s):
         """Built, checked against each other, timed; a wrong result is no contender."""
+        monkeypatch.setattr(suite_turns, "TURN_S", turn_s)
         small = ParConfig(
             layers=2,
             width=32,
@@ -248,6 +252,34 @@ class TestRace:
         monkeypatch.setattr(suite_race, "par_logits", wrong)
         assert ("par-4x", "eager") not in build(["par-4x"], ways, setting, give_up)
         assert isinstance(lost["eager"], WrongResultError)
+
+    def test_turns_of_a_small_video(self, monkeypatch):
+        """In turns of a step, every part is there, and rounds are as long as at one go."""
+        digits = PRESETS["digits"]
+        small = replace(digits.transformer, layers=1, max_frames=2, sizes=((1, 1), (4, 4)))
+        monkeypatch.setitem(PRESETS, "digits", replace(digits, transformer=small))
+        monkeypatch.setattr(suite_turns, "TURN_S", 0.0)
+        setting = Setting(batch=2, dtype="float32", device="cpu", stride=1)
+        lost: list[tuple] = []
+        ways, turns = {"digits": ("videoar", "eager", "bare")}, []
+        contenders = build(["digits"], ways, setting, lambda *what: lost.append(what))
+        runs = race(
+            contenders,
+            1,
+            lambda done: True,
+            lambda *what: lost.append(what),
+            lambda: turns.append(0),
+        )
+        assert lost == []
+        # A frame of each of two clips, every step of both behind the text, a frame of each; to end.
+        assert len(turns) == 2 * (2 * 2 + 1 + 2 * 2 + 1 + 1 + 2 * 2 + 1)
+        for (_, way), (run,) in runs.items():
+            assert len(run.step_s) == run.steps == 4
+            assert 0 < sum(run.step_s) < 5
+            assert 0 < run.decoder_s < 5
+            assert (run.clip_s is None) is (way == "bare")
+            if run.clip_s is not None:
+                assert run.clip_s > run.part("transformer") + run.decoder_s
 
     def test_a_decoder_is_compiled_only_where_it_is_wanted(self, monkeypatch):
         digits = PRESETS["digits"]
@@ -290,6 +322,23 @@ class TestCannotRun:
             assert row["requested"] is bool(asked)
             assert (row["model"], row["part"]) == ("videoar-l", "train")
             assert row["reason"].startswith("needs 1073741824.0 GiB, ")
+
+    def test_ceilings_are_the_highest_that_were_measured(self, monkeypatch):
+        rates = iter([(2e9, 7e12), (3e9, 5e12), (1e9, 6e12)])
+
+        def measure(device, dtype, budget_s):
+            bandwidth, rate = next(rates)
+            return replace(LIMITS, bandwidth=bandwidth, rate=rate)
+
+        monkeypatch.setattr("videoar.benchmarks.suite.measure_limits", measure)
+        suite = suite_of()
+        assert suite.limit_note == "given: 2.0 GB/s, 7.000 TFLOP/s"
+        suite._measure_again()  # too early
+        monkeypatch.setattr("videoar.benchmarks.suite._AGAIN_S", -1.0)
+        suite._measure_again()
+        suite._measure_again()
+        assert (suite.limits.bandwidth, suite.limits.rate) == (3e9, 7e12)
+        assert suite.limit_note == "given, the best of 3: 3.0 GB/s, 7.000 TFLOP/s"
 
     def test_late(self):
         with pytest.raises(CannotRunError, match="not begun: 0 s have passed"):

@@ -188,17 +188,16 @@ class TestLimits:
         assert device.seconds(20, 300) == 3
 
     def test_measured(self, monkeypatch):
-        monkeypatch.setattr(limits, "_BUDGET_S", 0.0)
         monkeypatch.setattr(limits, "_COPY_BYTES", {"cpu": 1 << 22})
         monkeypatch.setattr(limits, "_EDGE", {"cpu": 128})
-        measured = limits.measure_limits("cpu", torch.float32)
+        measured = limits.measure_limits("cpu", torch.float32, budget_s=0.0)
         assert 1e8 < measured.bandwidth < 1e13
         assert 1e8 < measured.rate < 1e14
         assert measured.source == "measured just now, float32"
 
     def test_rates_from_the_clock(self, monkeypatch):
         """With calls of a known time the two rates are known."""
-        monkeypatch.setattr(limits, "_best_seconds", lambda call, device: 0.5)
+        monkeypatch.setattr(limits, "_best_seconds", lambda call, device, budget_s: 0.5)
         monkeypatch.setattr(limits, "_COPY_BYTES", {"cpu": 1 << 20})
         monkeypatch.setattr(limits, "_EDGE", {"cpu": 10})
         measured = limits.measure_limits("cpu", torch.float32)
