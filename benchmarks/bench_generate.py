@@ -10,7 +10,7 @@ import pytest
 from videoar.benchmarks.floor_parts import rows_per_token
 from videoar.benchmarks.par_config import PAR_PRESETS
 from videoar.benchmarks.suite import Recorded, Suite
-from videoar.benchmarks.suite_contenders import Run, quiet
+from videoar.benchmarks.suite_contenders import Run
 from videoar.benchmarks.suite_costs import Cost, par_costs, video_costs
 from videoar.benchmarks.suite_entry import Entry, part_clock, replay
 from videoar.benchmarks.suite_par import SAMPLING, sampled_steps
@@ -58,7 +58,7 @@ def bench_generate(benchmark, suite: Suite, case: Case) -> None:
         **(_steps(suite, recorded.runs[own][-1], cost) if case.part == "transformer" else {}),
     )
     replay(benchmark, samples[case.way])
-    suite.describe(benchmark, entry, samples, _quiet(recorded, case))
+    suite.describe(benchmark, entry, samples)
 
 
 def _steps(suite: Suite, run: Run, cost: Cost) -> dict[str, object]:
@@ -98,11 +98,6 @@ def _samples(recorded: Recorded, case: Case) -> dict[str, list[float]]:
     """Seconds of every round."""
     runs = _runs(recorded, case)
     return {name: [run.part(case.part) for run in each] for name, each in runs.items()}
-
-
-def _quiet(recorded: Recorded, case: Case) -> dict[str, float]:
-    """Seconds without what other work on the machine adds."""
-    return {name: quiet(each, case.part) for name, each in _runs(recorded, case).items()}
 
 
 @lru_cache

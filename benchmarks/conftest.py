@@ -13,6 +13,7 @@ _OPTIONS = {
     "--batches": "clips decoded together, with commas; the default of a GPU is 1,8,64",
     "--ways": "with commas: eager, compiled, bare; this runtime (videoar) is always there",
 }
+_ROUNDS, _SHORT_ROUNDS = 3, 25
 _SUITE = pytest.StashKey[object]()
 _HEADS = ("model", "batch", "way", "part", "reason")
 
@@ -23,7 +24,8 @@ def pytest_addoption(parser: pytest.Parser) -> None:
         group.addoption(name, default=None, help=text)
     group.addoption("--suite-device", choices=("cpu", "cuda"), help="default: cuda if there is one")
     group.addoption("--suite-dtype", choices=("bfloat16", "float32"), default="bfloat16")
-    group.addoption("--rounds", type=int, default=3, help="of clips, at most (3)")
+    text = f"of clips, at most ({_ROUNDS}; where they are short {_SHORT_ROUNDS} within 5 s)"
+    group.addoption("--rounds", type=int, metavar="N", help=text)
     text = "eager, compiled and bare PAR are timed at every N-th step (CPU: 8, GPU: 1, all)"
     group.addoption("--par-stride", type=int, metavar="N", help=text)
     text = "begin nothing more after so many (default selection on a CPU: 570)"
@@ -62,7 +64,8 @@ def _suite(config: pytest.Config) -> object:
         device=device,
         dtype_name=option("--suite-dtype"),
         selection=selection,
-        rounds=option("--rounds"),
+        rounds=option("--rounds") or _ROUNDS,
+        short_rounds=option("--rounds") or _SHORT_ROUNDS,
         stride=option("--par-stride") or (8 if device == "cpu" else 1),
         seconds=seconds,
     )

@@ -22,8 +22,8 @@ class Measured:
         limit_s: the least time the device allows; None: not known, `limit_note` says why.
         device, dtype, threads: that it ran on.
         timed: one sentence, what is inside of the timer.
-        quiet_s: seconds without what other work on the machine added; None: not known.
-        opponents: by name `samples` of the same rounds, `quiet_s`, and `ratio` of theirs over ours.
+        opponents: by name `samples` of the same rounds, and `ratio`, the median over the rounds of
+            theirs over ours.
         step_s, step_limit_s: seconds and limit of every decoding step of one run.
         bytes, flops: that must be moved and computed.
         scaled: of how many steps (`of`) how many were timed (`timed`) and scaled, from step `first`
@@ -47,7 +47,6 @@ class Measured:
     dtype: str | None = None
     threads: int | None = None
     timed: str | None = None
-    quiet_s: float | None = None
     opponents: Mapping[str, Any] = field(default_factory=dict)
     step_s: tuple[float, ...] = ()
     step_limit_s: tuple[float, ...] = ()

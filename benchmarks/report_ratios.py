@@ -1,11 +1,12 @@
 """The ratios that a report always has: VideoAR over PAR, and this runtime over other ways.
 
-The two are never mixed, but for the one that says so. A ratio is that of the quiet times of rounds
-in which both sides were timed; its extremes are those of the single rounds.
+The two are never mixed, but for the one that says so. A ratio is the median over the rounds in
+which both sides were timed; its extremes are those of the single rounds.
 """
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from statistics import median
 from typing import Any
 
 from videoar.benchmarks.report_measured import OURS, WAYS, Measured, find, kind_of
@@ -117,9 +118,7 @@ def ratio_of(entries: Sequence[Measured], named: Named) -> dict[str, Any]:
     """
     entry = find(entries, named.model, OURS, named.part)
     pairs = [] if entry is None else _pairs(entry, named)
-    value, paired = None if entry is None else _of_quiet(entry, named), True
-    if value is None:
-        value, paired = _unpaired(entries, named), False
+    value, paired = (median(pairs), True) if pairs else (_unpaired(entries, named), False)
     device = (entry or entries[0]).device if entries else None
     target = named.targets.get(kind_of(device))
     met = None
@@ -147,15 +146,6 @@ def _pairs(entry: Measured, named: Named) -> list[float]:
     """The ratio in every round that has both: what stands at one place is of one round."""
     top, bottom = _series(entry, named.top), _series(entry, named.bottom)
     return [one / other for one, other in zip(top, bottom, strict=False)]
-
-
-def _of_quiet(entry: Measured, named: Named) -> float | None:
-    """The ratio of quiet times, or of the least samples."""
-    sides = []
-    for name in (named.top, named.bottom):
-        quiet = entry.quiet_s if name == OURS else entry.opponents.get(name, {}).get("quiet_s")
-        sides.append(quiet or min(_series(entry, name), default=None))
-    return None if None in sides else sides[0] / sides[1]
 
 
 def _unpaired(entries: Sequence[Measured], named: Named) -> float | None:

@@ -29,7 +29,7 @@ def markdown(document: Mapping[str, Any]) -> str:
 
 
 def provenance(document: Mapping[str, Any]) -> str:
-    """Device, versions, commit, date and command in one line; whether the machine was quiet."""
+    """Device, versions, commit, date and command in one line; how steady the machine was."""
     versions = document.get("versions")
     torch = versions.get("torch") if isinstance(versions, Mapping) else None
     facts = [
@@ -42,7 +42,16 @@ def provenance(document: Mapping[str, Any]) -> str:
     ]
     count, total = len(document["disturbed"]), len(document["entries"])
     noise = f" Not a quiet machine: in {count} of {total} entries rounds differ by more than half."
-    return ", ".join(facts) + "." + noise * bool(count)
+    return ", ".join(facts) + "." + noise * bool(count) + _pace(document.get("ceilings"))
+
+
+def _pace(ceilings: Mapping[str, Sequence[float]] | None) -> str:
+    """Between what bounds a copy's bandwidth and a product's rate moved while the suite ran."""
+    if not ceilings or ceilings["bandwidth"][0] == ceilings["bandwidth"][1]:
+        return ""
+    low, high = (f"{value / 1e9:.1f}" for value in ceilings["bandwidth"])
+    slow, fast = (f"{value / 1e12:.3f}" for value in ceilings["rate"])
+    return f" Meanwhile copies ran at {low} to {high} GB/s, products at {slow} to {fast} TFLOP/s."
 
 
 def table_3(document: Mapping[str, Any], entries: Sequence[Measured]) -> list[str]:

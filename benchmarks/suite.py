@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from functools import cached_property, partial
 from pathlib import Path
+from statistics import median
 from typing import Any
 
 import torch
@@ -28,6 +29,8 @@ _CLIPS = 0.85
 # The ceilings: seconds of the first measurement of each, of a later one, and from one to the next.
 _FIRST_S, _LATER_S, _AGAIN_S = 0.5, 0.1, 8.0
 _CEILINGS = ("bandwidth", "rate")
+# Short clips are repeated for so long.
+_SHORT_S = 5.0
 
 
 class CannotRunError(RuntimeError):
@@ -65,7 +68,8 @@ class Suite:
         device: "cpu" or "cuda".
         dtype_name: of weights, cache and activations.
         selection: models, batches, ways.
-        rounds: of every race, at most.
+        rounds: of clips, at most.
+        short_rounds: the same, as long as they have not taken `_SHORT_S` together.
         stride: of PAR's timed steps, for all but this runtime.
         seconds: after which nothing more is begun; None: no bound.
         not_run: what could not run and what was left out, with the reason.
@@ -76,6 +80,7 @@ class Suite:
     selection: Selection
     rounds: int
     stride: int
+    short_rounds: int = 0
     seconds: float | None = None
     not_run: list[dict[str, Any]] = field(default_factory=list)
 
@@ -90,13 +95,17 @@ class Suite:
 
     @property
     def limits(self) -> Limits:
-        """The two ceilings of the device, each the highest that was measured so far."""
+        """The two ceilings of the device, each the median of those measured so far."""
         if not self._measured:
             self._measure(_FIRST_S)
-        best = {name: max(getattr(each, name) for each in self._measured) for name in _CEILINGS}
         first, times = self._measured[0], len(self._measured)
-        source = f"{first.source}, the best of {times}" if times > 1 else first.source
-        return replace(first, source=source, **best)
+        source = f"{first.source}, the median of {times}" if times > 1 else first.source
+        return replace(
+            first, source=source, **{name: median(self._seen(name)) for name in _CEILINGS}
+        )
+
+    def _seen(self, ceiling: str) -> list[float]:
+        return [getattr(each, ceiling) for each in self._measured]
 
     @property
     def limit_note(self) -> str:
@@ -131,6 +140,9 @@ class Suite:
         return {
             **self.facts,
             "limits": asdict(self.limits),
+            "ceilings": {
+                name: [min(self._seen(name)), max(self._seen(name))] for name in _CEILINGS
+            },
             "selection": asdict(self.selection),
             "rounds": self.rounds,
             "stride": self.stride,
@@ -221,17 +233,15 @@ class Suite:
         benchmark: Any,
         entry: Entry,
         samples: Samples,
-        quiet: Mapping[str, float] | None = None,
         **facts: Any,
     ) -> None:
         """Write the entry's `extra_info` and its group in the table.
 
         Args:
-            quiet: as in `extra_info`.
             facts: what is not as in the rest of the suite, such as the dtype.
         """
         benchmark.group = f"{entry.model}, {entry.part}, batch {entry.batch}"
-        benchmark.extra_info.update(extra_info(entry, samples, self.facts | facts, quiet))
+        benchmark.extra_info.update(extra_info(entry, samples, self.facts | facts))
 
     def recorded(self, model: str, batch: int) -> Recorded:
         """The race of a model, which runs when its first entry asks for it."""
@@ -273,11 +283,14 @@ class Suite:
         began = self.spent()
 
         def go_on(done: int) -> bool:
+            spent = self.spent() - began
+            if done > self.rounds and spent > _SHORT_S:
+                return False
             # Not begun if it would end too late.
-            a_round = (self.spent() - began) / done
-            return self.seconds is None or self.spent() + a_round < _CLIPS * self.seconds
+            return self.seconds is None or self.spent() + spent / done < _CLIPS * self.seconds
 
-        result.runs = race(contenders, self.rounds, go_on, give_up, self._measure_again)
+        rounds = max(self.rounds, self.short_rounds)
+        result.runs = race(contenders, rounds, go_on, give_up, self._measure_again)
         del contenders
         gc.collect()
         return result

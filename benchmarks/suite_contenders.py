@@ -50,18 +50,6 @@ class Run:
         return getattr(self, f"{name}_s")
 
 
-def quiet(runs: Sequence[Run], part: str) -> float:
-    """The least seconds of a part that some rounds of one contender tell of.
-
-    What else a machine does can only add time, and it seldom meets the same step in every round:
-    the decoding steps are each taken from the round in which they were fastest.
-    """
-    if part != "transformer":
-        return min(run.part(part) for run in runs)
-    steps = tuple(min(times) for times in zip(*(run.step_s for run in runs), strict=True))
-    return Run(step_s=steps, steps=runs[0].steps).part(part)
-
-
 class Contender(Protocol):
     """One way to run one model.
 

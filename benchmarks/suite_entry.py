@@ -59,22 +59,28 @@ class Entry:
                 raise ValueError(f"{name}: expected one of {known}, got {getattr(self, name)!r}")
 
 
+def paired_ratio(top: Sequence[float], bottom: Sequence[float]) -> float | None:
+    """The median of the ratios of the rounds that have both; None: there are none.
+
+    What stands at the same place is of one round, and so of the same state of the machine.
+    """
+    ratios = [one / other for one, other in zip(top, bottom, strict=False)]
+    return median(ratios) if ratios else None
+
+
 def extra_info(
     entry: Entry,
     samples: Samples,
     facts: Mapping[str, Any],
-    quiet: Mapping[str, float] | None = None,
 ) -> dict[str, Any]:
     """The entry's `extra_info`.
 
     Args:
         samples: of the entry, which comes first, and of its opponents.
         facts: device, dtype, threads, versions and commit.
-        quiet: seconds without what other work on the machine adds; None: the least sample.
     """
     own, *others = samples
     times = samples[own]
-    quiet = quiet or {name: min(each) for name, each in samples.items() if each}
     return {
         "model": entry.model,
         "way": entry.way,
@@ -89,14 +95,9 @@ def extra_info(
         **facts,
         "timed": entry.timed,
         "opponents": {
-            name: {
-                "samples": list(samples[name]),
-                "quiet_s": quiet.get(name),
-                "ratio": quiet[name] / quiet[own] if {name, own} <= quiet.keys() else None,
-            }
+            name: {"samples": list(samples[name]), "ratio": paired_ratio(samples[name], times)}
             for name in others
         },
-        "quiet_s": quiet.get(own),
         "rounds": len(times),
         "step_s": list(entry.step_s),
         "step_limit_s": list(entry.step_limit_s),

@@ -13,7 +13,7 @@ import torch
 from videoar.benchmarks import conftest, suite_race, suite_turns
 from videoar.benchmarks.par_config import PAR_PRESETS, ParConfig
 from videoar.benchmarks.suite import CannotRunError, Suite
-from videoar.benchmarks.suite_contenders import Run, quiet
+from videoar.benchmarks.suite_contenders import Run
 from videoar.benchmarks.suite_costs import par_costs, video_costs
 from videoar.benchmarks.suite_entry import Entry, extra_info, part_clock, replay
 from videoar.benchmarks.suite_par import sampled_steps
@@ -29,7 +29,7 @@ ROOT = Path(__file__).resolve().parents[2]
 KEYS = {
     *("model", "way", "part", "batch", "steps", "bytes", "flops", "limit_s", "limit_note"),
     *("share", "device", "dtype", "threads", "versions", "commit", "timed", "opponents"),
-    *("rounds", "step_s", "step_limit_s", "scaled", "compile_s", "quiet_s"),
+    *("rounds", "step_s", "step_limit_s", "scaled", "compile_s"),
 }
 
 
@@ -61,13 +61,9 @@ class TestEntry:
         facts = dict.fromkeys(("device", "dtype", "threads", "versions", "commit"))
         info = extra_info(entry, samples, facts)
         assert set(info) == KEYS
-        eager = {"samples": [3.0, 6.0, 3.0], "quiet_s": 3.0, "ratio": 1.5}
-        assert info["opponents"]["eager"] == eager
-        assert (info["quiet_s"], info["opponents"]["par-4x"]["ratio"]) == (2.0, 4.0)
-        quiet_s = {"videoar": 1.0, "eager": 2.5}
-        info = extra_info(entry, samples, facts, quiet_s)
-        assert (info["quiet_s"], info["opponents"]["eager"]["ratio"]) == (1.0, 2.5)
-        assert info["opponents"]["par-4x"]["ratio"] is None
+        # Of every round (1.5, 1.5, 1.2; 4, 5) and then the median.
+        assert info["opponents"]["eager"] == {"samples": [3.0, 6.0, 3.0], "ratio": 1.5}
+        assert info["opponents"]["par-4x"]["ratio"] == 4.5
         assert (info["share"], info["rounds"]) == (1 / 2.5, 3)
         assert json.loads(json.dumps(info)) == info
 
@@ -183,11 +179,6 @@ class TestRace:
         assert list(sampled_steps(323, 8))[:2] == [4, 12]
         assert Run(step_s=(1.0, 3.0), steps=10).part("transformer") == 20
         assert Run(step_s=(1.0,), steps=1).part("clip") is None
-
-    def test_quiet_is_of_every_step_the_fastest(self):
-        runs = [Run(step_s=(1.0, 5.0), steps=4, clip_s=7.0), Run(step_s=(3.0, 2.0), steps=4)]
-        assert quiet(runs, "transformer") == 2 * (1.0 + 2.0)
-        assert quiet(runs[:1], "clip") == 7.0
 
     def test_order_changes_and_what_fails_is_out(self):
         calls, lost = [], []
@@ -323,7 +314,7 @@ class TestCannotRun:
             assert (row["model"], row["part"]) == ("videoar-l", "train")
             assert row["reason"].startswith("needs 1073741824.0 GiB, ")
 
-    def test_ceilings_are_the_highest_that_were_measured(self, monkeypatch):
+    def test_ceilings_are_medians_of_those_measured(self, monkeypatch):
         rates = iter([(2e9, 7e12), (3e9, 5e12), (1e9, 6e12)])
 
         def measure(device, dtype, budget_s):
@@ -337,8 +328,29 @@ class TestCannotRun:
         monkeypatch.setattr("videoar.benchmarks.suite._AGAIN_S", -1.0)
         suite._measure_again()
         suite._measure_again()
-        assert (suite.limits.bandwidth, suite.limits.rate) == (3e9, 7e12)
-        assert suite.limit_note == "given, the best of 3: 3.0 GB/s, 7.000 TFLOP/s"
+        assert (suite.limits.bandwidth, suite.limits.rate) == (2e9, 6e12)
+        assert suite.limit_note == "given, the median of 3: 2.0 GB/s, 6.000 TFLOP/s"
+        ceilings = {"bandwidth": [1e9, 3e9], "rate": [5e12, 7e12]}
+        assert suite.document()["ceilings"] == ceilings
+
+    def test_short_clips_have_more_rounds(self, monkeypatch):
+        seen: list[tuple[int, list[bool]]] = []
+
+        def race(contenders, rounds, go_on, give_up, between):
+            suite._began -= 6
+            seen.append((rounds, [go_on(done) for done in (3, 4, 5)]))
+            return {}
+
+        monkeypatch.setattr("videoar.benchmarks.suite.race", race)
+        monkeypatch.setattr("videoar.benchmarks.suite.build", lambda *_: {})
+        suite = suite_of(rounds=3, short_rounds=25)
+        suite.recorded("digits", 1)
+        # Three and the untimed one are over after 6 s.
+        assert seen == [(25, [True, False, False])]
+        monkeypatch.setattr("videoar.benchmarks.suite._SHORT_S", 100.0)
+        suite = suite_of(rounds=3, short_rounds=25)
+        suite.recorded("digits", 1)
+        assert seen[1:] == [(25, [True, True, True])]
 
     def test_late(self):
         with pytest.raises(CannotRunError, match="not begun: 0 s have passed"):
