@@ -102,6 +102,7 @@ def command_of(options: argparse.Namespace, arguments: Sequence[str]) -> str | N
 def report(options: argparse.Namespace, arguments: Sequence[str]) -> int:
     """Run or read the suite, write everything, print the tables and the JSON."""
     options.out.mkdir(parents=True, exist_ok=True)
+    older = None if options.compare is None else older_report(options.compare)
     suite, status = suite_of(options)
     if suite is None or not (suite["benchmarks"] or suite.get("not_run")):
         text = f"no benchmark ran; pytest's exit status is {status}"
@@ -112,13 +113,13 @@ def report(options: argparse.Namespace, arguments: Sequence[str]) -> int:
     plots, reasons = draw(document, options.out)
     document["plots"] = [path.name for path in plots]
     document["no_plots"] = reasons
+    save(options.out / JSON, document)
     text = markdown(document)
     lines, failed = [], []
-    if options.compare is not None:
-        lines, failed = comparison(options, document)
+    if older is not None:
+        lines, failed = comparison(options, older, document)
         text += "\n## Compared with the older report\n\n" + "\n".join(lines) + "\n"
     (options.out / MARKDOWN).write_text(text)
-    save(options.out / JSON, document)
     print(text)
     for line in (*reasons, *failed, *asked_for(document)):
         print(f"videoar.benchmarks.report: {line}", file=sys.stderr)
@@ -126,14 +127,29 @@ def report(options: argparse.Namespace, arguments: Sequence[str]) -> int:
     return 1 if status or failed or asked_for(document) else 0
 
 
+def older_report(path: Path) -> dict[str, Any]:
+    """What to compare with.
+
+    Raises:
+        ValueError: the file is no report.
+    """
+    try:
+        older = json.loads(path.read_text())
+    except ValueError as error:
+        raise ValueError(f"--compare {path}: {error}") from None
+    if not isinstance(older, dict) or not {"entries", "ratios"} <= older.keys():
+        raise ValueError(f"--compare {path}: not the {JSON} of a report")
+    return older
+
+
 def comparison(
-    options: argparse.Namespace, document: dict[str, Any]
+    options: argparse.Namespace, older: dict[str, Any], document: dict[str, Any]
 ) -> tuple[list[str], list[str]]:
     """The table against the older report, and what fails."""
     tolerance = Tolerance(
         percent=options.percent, floor_ms=options.floor_ms, ratio_floor=options.ratio_floor
     )
-    found = compare(json.loads(options.compare.read_text()), document, tolerance)
+    found = compare(older, document, tolerance)
     lines = difference_table(found)
     if (most := largest_move(found)) is not None:
         lines += ["", f"The ratio that moved most: `{most.name}`, {most.new / most.old - 1:+.1%}."]

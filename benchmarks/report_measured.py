@@ -90,9 +90,10 @@ class Measured:
 
     @classmethod
     def from_dict(cls, facts: Mapping[str, Any]) -> "Measured":
-        """The inverse of `asdict`, also behind JSON."""
+        """The inverse of `asdict`, also behind JSON; fields of other versions are left out."""
         lists = ("samples", "step_s", "step_limit_s")
-        return cls(**{**facts, **{name: tuple(facts.get(name) or ()) for name in lists}})
+        known = {name: facts[name] for name in cls.__dataclass_fields__ if name in facts}
+        return cls(**{**known, **{name: tuple(facts.get(name) or ()) for name in lists}})
 
 
 def find(

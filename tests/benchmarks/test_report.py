@@ -246,6 +246,22 @@ def test_other_hardware_is_not_compared(tmp_path, capsys):
     assert "B, 2 threads" in capsys.readouterr().err
 
 
+def test_fields_of_another_version_are_left_out(tmp_path):
+    old = changed("clip", 1)
+    for entry in old["entries"]:
+        entry["of_another_version"] = 1
+    (tmp_path / "old.json").write_text(json.dumps(old))
+    assert run(tmp_path, suite_json.full(), "--compare", str(tmp_path / "old.json")) == 0
+
+
+@pytest.mark.parametrize("text", ["{", "[]", '{"format": 1}'])
+def test_what_is_no_report_is_refused_before_the_suite_runs(tmp_path, capsys, monkeypatch, text):
+    monkeypatch.setattr(report, "suite_of", lambda options: pytest.fail("the suite ran"))
+    (tmp_path / "old.json").write_text(text)
+    assert run(tmp_path, suite_json.full(), "--compare", str(tmp_path / "old.json")) == 2
+    assert f"--compare {tmp_path / 'old.json'}: " in capsys.readouterr().err
+
+
 def test_what_went_is_listed_and_does_not_fail():
     new = suite_json.full()
     del new["benchmarks"][1]
