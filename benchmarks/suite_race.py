@@ -35,6 +35,9 @@ Key = tuple[str, str]
 """Model and way."""
 Runs = dict[Key, list[Run]]
 
+# Of a turn: models of one way are neighbours, and the bare products stand behind this runtime, whose
+# turns are the longest.
+_ORDER = ("videoar", "bare", "eager", "compiled")
 # Ways that read plain weights.
 _OTHERS = {"eager", "compiled"}
 # RMS of the logits' error over their RMS: tens of layers of rounding in 16 bits.
@@ -183,7 +186,7 @@ def build(
     setting: Setting,
     give_up: Callable[[str, str, Exception], None],
 ) -> dict[Key, Contender]:
-    """All contenders; those of one way are neighbours, so that rivals are timed close together.
+    """All contenders, in `_ORDER`, so that rivals are timed close together.
 
     Args:
         ways: that are wanted, by model.
@@ -202,8 +205,7 @@ def build(
         except Exception as error:  # no weights, so no way
             for way in ways[model]:
                 give_up(model, way, error)
-    order = [*dict.fromkeys(way for _, way in contenders)]
-    return dict(sorted(contenders.items(), key=lambda item: order.index(item[0][1])))
+    return dict(sorted(contenders.items(), key=lambda item: _ORDER.index(item[0][1])))
 
 
 def _built(way: str, construct: Callable[[], Contender]) -> Contender:
