@@ -35,7 +35,7 @@ Key = tuple[str, str]
 """Model and way."""
 Runs = dict[Key, list[Run]]
 
-# Of a turn: models of one way are neighbours, and the bare products stand behind this runtime, whose
+# Of the turns: models of one way are neighbours; the bare products stand behind this runtime, whose
 # turns are the longest.
 _ORDER = ("videoar", "bare", "eager", "compiled")
 # Ways that read plain weights.
