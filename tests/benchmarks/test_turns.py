@@ -91,6 +91,35 @@ class TestLaps:
         assert list(laps.rest(0.5)) == []
         assert laps.seconds() == [1000]
 
+    def test_events_of_a_gpu(self, monkeypatch):
+        """With stand-ins, as on a GPU: milliseconds between the two events of every lap."""
+        stream, seen = object(), []
+
+        class Event:
+            def __init__(self, enable_timing: bool) -> None:
+                assert enable_timing
+
+            def record(self, on: object) -> None:
+                assert on is stream
+                self.at = 10.0 * len(seen)
+                seen.append(self)
+
+            def synchronize(self) -> None:
+                assert self is seen[-1]
+
+            def elapsed_time(self, end: "Event") -> float:
+                return end.at - self.at
+
+        monkeypatch.setattr(torch.cuda, "Event", Event)
+        monkeypatch.setattr(torch.cuda, "synchronize", lambda device: None)
+        laps = Laps(torch.device("cuda"), stream)
+        assert laps.seconds() == []
+        laps.mark()
+        laps.begin()
+        laps.mark()
+        assert laps.seconds() == pytest.approx([0.01, 0.01])
+        assert len(seen) == 4
+
 
 def test_result_of():
     assert result_of(clip("a", 3, [])) == "a"
