@@ -79,25 +79,19 @@ def _steps(suite: Suite, run: Run, cost: Cost) -> dict[str, object]:
     }
 
 
-def _runs(recorded: Recorded, case: Case) -> dict[str, list[Run]]:
-    """The rounds of the entry's own way under its name, then of all others that have the part.
+def _samples(recorded: Recorded, case: Case) -> dict[str, list[float]]:
+    """Seconds of the rounds of the entry's own way, then of all others that have the part.
 
     Another way of the same model is named by the way, another model run in the same way by the
     model, all else by both.
     """
     found = {}
     for model, way in sorted(recorded.runs, key=lambda key: key != (case.model, case.way)):
-        runs = recorded.runs[model, way]
-        if runs and None not in [run.part(case.part) for run in runs]:
+        seconds = [run.part(case.part) for run in recorded.runs[model, way]]
+        if seconds and None not in seconds:
             name = model if way == case.way else f"{model} {way}"
-            found[way if model == case.model else name] = runs
+            found[way if model == case.model else name] = seconds
     return found
-
-
-def _samples(recorded: Recorded, case: Case) -> dict[str, list[float]]:
-    """Seconds of every round."""
-    runs = _runs(recorded, case)
-    return {name: [run.part(case.part) for run in each] for name, each in runs.items()}
 
 
 @lru_cache

@@ -21,6 +21,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from videoar.benchmarks.suite_turns import result_of
 from videoar.kernels.qk_norm_rope import rope_angles
 from videoar.runtime.config import TransformerConfig
 from videoar.runtime.guidance import GuidanceSchedule
@@ -220,12 +221,7 @@ class EagerVideoAR(nn.Module):
 
     def latents(self, *arguments: Any, **options: Any) -> Tensor:
         """Latents float32 `[B,d,t,H,W]` of clips; arguments and errors as those of `steps`."""
-        steps = self.steps(*arguments, **options)
-        while True:
-            try:
-                next(steps)
-            except StopIteration as end:
-                return end.value
+        return result_of(self.steps(*arguments, **options))
 
     @torch.inference_mode()
     def steps(

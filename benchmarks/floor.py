@@ -5,7 +5,6 @@ table, and as the last line one JSON document. See docs/benchmarks.md.
 """
 
 import argparse
-import json
 import os
 import sys
 import time
@@ -234,7 +233,7 @@ def main(arguments: list[str] | None = None) -> int:
     import torch
 
     from videoar.benchmarks.environment import environment
-    from videoar.benchmarks.kernels import commit, save
+    from videoar.benchmarks.kernels import commit, publish
     from videoar.benchmarks.peak_memory import peak_memory
     from videoar.runtime.packed import can_pack
     from videoar.runtime.pipeline import VideoAR
@@ -284,9 +283,7 @@ def main(arguments: list[str] | None = None) -> int:
         "flops": flops,
         "samples_ms": samples,
     }
-    if options.json_out:
-        save(options.json_out, document)
-    print(json.dumps(document))
+    publish(document, options.json_out)
     return 0
 
 

@@ -217,6 +217,13 @@ def save(path: Path, document: Mapping[str, object]) -> None:
         unfinished.write_text(json.dumps(document) + "\n")
 
 
+def publish(document: Mapping[str, object], path: Path | None) -> None:
+    """Save the JSON where a path was given, and print it as the last line."""
+    if path is not None:
+        save(path, document)
+    print(json.dumps(document))
+
+
 def parse(arguments: list[str] | None) -> argparse.Namespace:
     """The command line."""
     parser = argparse.ArgumentParser(prog="videoar.benchmarks.kernels", description=__doc__)

@@ -1,7 +1,6 @@
 """The command line of `videoar.benchmarks.par`: a step's time against its bare matrix products."""
 
 import argparse
-import json
 import sys
 import time
 from collections.abc import Callable, Sequence
@@ -13,7 +12,7 @@ import torch
 
 from videoar.benchmarks.environment import environment
 from videoar.benchmarks.floor import ratio
-from videoar.benchmarks.kernels import commit, save
+from videoar.benchmarks.kernels import commit, publish
 from videoar.benchmarks.par import PAR_PRESETS, Par, describe
 from videoar.benchmarks.par_cost import clip_steps
 from videoar.benchmarks.par_floor import BareSteps, fused_products, own_products
@@ -177,7 +176,5 @@ def run(arguments: list[str] | None = None) -> int:
         "cache_bytes_per_step": sum(c.num_bytes - c.weight_bytes for c in part) / len(part),
         "samples_ms": samples,
     }
-    if options.json_out:
-        save(options.json_out, document)
-    print(json.dumps(document))
+    publish(document, options.json_out)
     return 0

@@ -6,7 +6,6 @@ and as the last line one JSON document. See docs/benchmarks.md.
 """
 
 import argparse
-import json
 import os
 import sys
 from collections.abc import Callable, Sequence
@@ -41,14 +40,13 @@ def measure(preset: str, dtype: str, rows: Sequence[int], rounds: int) -> tuple[
     from videoar.benchmarks.floor_parts import onednn_linear
     from videoar.benchmarks.timing import interleave
     from videoar.kernels.packed_linear import can_pack_panels, pack_panels, packed_linear
-    from videoar.runtime.cost import step_gemms
+    from videoar.runtime.cost import layer_gemms
     from videoar.runtime.packed import can_pack
     from videoar.runtime.presets import preset as find
 
     config, kind = find(preset).transformer, getattr(torch, dtype)
-    _, *gemms, _ = step_gemms(config, 1)
-    size = sum(gemm.width_in * gemm.width_out for gemm in gemms) * kind.itemsize
-    layers = min(config.layers, -(-WEIGHT_BYTES // size))
+    gemms = layer_gemms(config, 1)
+    layers = min(config.layers, -(-WEIGHT_BYTES // work(preset, 1, kind.itemsize)[0]))
     forms: dict[str, list[Callable]] = {OURS: [], PLAIN: []}
     if can_pack(kind):
         forms[ONEDNN] = []
@@ -80,10 +78,10 @@ def measure(preset: str, dtype: str, rows: Sequence[int], rounds: int) -> tuple[
 
 def work(preset: str, layers: int, itemsize: int) -> tuple[int, int]:
     """Bytes of the weights, and FLOPs of one row."""
-    from videoar.runtime.cost import step_gemms
+    from videoar.runtime.cost import layer_gemms
     from videoar.runtime.presets import preset as find
 
-    _, *gemms, _ = step_gemms(find(preset).transformer, 1)
+    gemms = layer_gemms(find(preset).transformer, 1)
     weights = layers * sum(gemm.width_in * gemm.width_out for gemm in gemms)
     return weights * itemsize, 2 * weights
 
@@ -155,7 +153,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
     from videoar import _C
     from videoar.benchmarks.environment import environment
-    from videoar.benchmarks.kernels import commit, save
+    from videoar.benchmarks.kernels import commit, publish
 
     if options.threads is not None:
         torch.set_num_threads(options.threads)
@@ -175,6 +173,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     print("\n".join(table(samples, rows, num_bytes, flops)))
     document = {
         **environment(),
+        "device": "cpu",
         "commit": commit(),
         "preset": options.preset,
         "dtype": options.dtype,
@@ -190,9 +189,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         "disturbed": disturbed(samples),
         "samples_ms": samples,
     }
-    if options.json_out:
-        save(options.json_out, document)
-    print(json.dumps(document))
+    publish(document, options.json_out)
     return 0
 
 

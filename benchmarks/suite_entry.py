@@ -10,6 +10,8 @@ from dataclasses import dataclass
 from statistics import median
 from typing import Any
 
+from videoar.benchmarks.floor import ratio
+
 Samples = Mapping[str, Sequence[float]]
 """Seconds by name, a sample a round; what stands at the same place was timed in one round."""
 
@@ -59,15 +61,6 @@ class Entry:
                 raise ValueError(f"{name}: expected one of {known}, got {getattr(self, name)!r}")
 
 
-def paired_ratio(top: Sequence[float], bottom: Sequence[float]) -> float | None:
-    """The median of the ratios of the rounds that have both; None: there are none.
-
-    What stands at the same place is of one round, and so of the same state of the machine.
-    """
-    ratios = [one / other for one, other in zip(top, bottom, strict=False)]
-    return median(ratios) if ratios else None
-
-
 def extra_info(
     entry: Entry,
     samples: Samples,
@@ -95,7 +88,7 @@ def extra_info(
         **facts,
         "timed": entry.timed,
         "opponents": {
-            name: {"samples": list(samples[name]), "ratio": paired_ratio(samples[name], times)}
+            name: {"samples": list(samples[name]), "ratio": ratio(samples, name, own)}
             for name in others
         },
         "rounds": len(times),

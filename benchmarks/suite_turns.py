@@ -8,7 +8,7 @@ they meet the same.
 import time
 from collections.abc import Callable, Generator, Hashable, Iterator, Mapping
 from itertools import starmap
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import torch
 
@@ -22,7 +22,7 @@ Turns = Generator[float, None, Result]
 go on, and returns its result."""
 
 
-def result_of(turns: Turns[Result]) -> Result:
+def result_of(turns: Generator[Any, None, Result]) -> Result:
     """Go through all turns at once."""
     while True:
         try:
@@ -46,8 +46,8 @@ class Laps:
         *,
         host: bool = False,
     ) -> None:
-        self.cuda, self.events, self.stream = device.type == "cuda", not host, stream
-        self.events &= self.cuda
+        self.cuda, self.stream = device.type == "cuda", stream
+        self.events = self.cuda and not host
         self.pairs: list[tuple] = []
         if self.events:
             torch.cuda.synchronize(device)

@@ -7,7 +7,6 @@ interleaved. Prints a table, and as the last line one JSON document.
 """
 
 import argparse
-import json
 import os
 import sys
 from collections.abc import Callable
@@ -131,7 +130,7 @@ def main(arguments: list[str] | None = None) -> int:
     import torch
 
     from videoar.benchmarks.environment import environment
-    from videoar.benchmarks.kernels import commit, save
+    from videoar.benchmarks.kernels import commit, publish
 
     if options.threads is not None:
         torch.set_num_threads(options.threads)
@@ -149,9 +148,7 @@ def main(arguments: list[str] | None = None) -> int:
         "load_average": os.getloadavg(),
         **parts,
     }
-    if options.json_out:
-        save(options.json_out, document)
-    print(json.dumps(document))
+    publish(document, options.json_out)
     return 0
 
 

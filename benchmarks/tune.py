@@ -9,7 +9,6 @@ tiny shapes in Triton's interpreter: that tests the program, its times mean noth
 """
 
 import argparse
-import json
 import os
 import sys
 import time
@@ -20,7 +19,7 @@ from pathlib import Path
 from statistics import median
 from typing import TYPE_CHECKING, Any
 
-from videoar.benchmarks.kernels import OPS, commit, first_line, save
+from videoar.benchmarks.kernels import OPS, commit, first_line, publish
 
 if TYPE_CHECKING:
     # torch takes seconds to import, and `--help` needs none of it; Triton reads TRITON_INTERPRET
@@ -296,9 +295,7 @@ def main(arguments: list[str] | None = None) -> int:
     title = title_of(facts, dtype)
     print("\n".join(table(rows, title)))
     document = {**facts, "dtype": dtype, "title": title, "rows": [asdict(row) for row in rows]}
-    if options.out is not None:
-        save(options.out, document)
-    print(json.dumps(document))
+    publish(document, options.out)
     wrong = [row for row in rows if row.reason and not row.reason.startswith("not run")]
     return 1 if wrong else 0
 
