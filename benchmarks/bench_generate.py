@@ -15,6 +15,7 @@ from videoar.benchmarks.suite_costs import Cost, par_costs, video_costs
 from videoar.benchmarks.suite_entry import Entry, part_clock, replay
 from videoar.benchmarks.suite_par import SAMPLING, sampled_steps
 from videoar.benchmarks.suite_select import Case
+from videoar.runtime.plan import EngineSettings
 from videoar.runtime.presets import PRESETS
 
 pytestmark = pytest.mark.benchmark(timer=part_clock)
@@ -96,10 +97,17 @@ def _samples(recorded: Recorded, case: Case) -> dict[str, list[float]]:
 
 @lru_cache
 def _costs(suite: Suite, model: str, batch: int) -> dict[str, Cost]:
-    together = batch if suite.device == "cuda" else 1
-    work = {"itemsize": suite.dtype.itemsize, "batch": together, "times": batch // together}
+    size = suite.dtype.itemsize
     if model in PAR_PRESETS:
-        sequences = 1 + SAMPLING.guided
-        return par_costs(PAR_PRESETS[model], suite.limits, sequences=sequences, **work)
+        rows = batch * (1 + SAMPLING.guided)
+        return par_costs(PAR_PRESETS[model], suite.limits, sequences=rows, itemsize=size)
     config = PRESETS[model]
-    return video_costs(config, suite.limits, sequences=rows_per_token(config), **work)
+    settings = EngineSettings(config=config, slots=batch, dtype=suite.dtype, device=suite.device)
+    return video_costs(
+        config,
+        suite.limits,
+        sequences=rows_per_token(config),
+        itemsize=size,
+        batch=settings.together,
+        times=batch / settings.together,
+    )

@@ -146,7 +146,7 @@ def predict(
     """The cost of a point on a device with these limits.
 
     Args:
-        device: "cuda" computes all slots together, "cpu" one after the other.
+        device: "cuda" computes all slots together, "cpu" as many as `EngineSettings.together` says.
 
     Raises:
         ValueError: a size out of range.
@@ -160,7 +160,7 @@ def predict(
         window=point.seen,
         itemsize=dtype.itemsize,
     )
-    rounds = point.slots // settings.together
+    batches = point.slots / settings.together
     text = prefill_cost(config.transformer, work)
     steps = clip_steps(config.transformer, work, point.latent_frames)
     levels = decoder_levels(
@@ -174,11 +174,11 @@ def predict(
     flops = text.flops + sum(s.flops for s in steps) + sum(level.flops for level in levels)
     return Prediction(
         point=point,
-        text_s=rounds * text.seconds(limits) / shares.transformer,
-        transformer_s=rounds * sum(s.seconds(limits) for s in steps) / shares.transformer,
-        decoder_s=rounds * sum(level.seconds for level in levels) / shares.decoder,
+        text_s=batches * text.seconds(limits) / shares.transformer,
+        transformer_s=batches * sum(s.seconds(limits) for s in steps) / shares.transformer,
+        decoder_s=batches * sum(level.seconds for level in levels) / shares.decoder,
         bound=steps[-1].bound(limits),
-        flops=rounds * flops,
+        flops=round(batches * flops),
         memory=MemoryPlan.of(settings).parts(),
         memory_limit=limits.memory,
         fps=config.fps,

@@ -20,6 +20,7 @@ from videoar.runtime.entry import Entry as Request
 from videoar.runtime.executor import make_executor
 from videoar.runtime.graphs import GraphSet
 from videoar.runtime.pipeline import VideoAR
+from videoar.runtime.plan import EngineSettings
 from videoar.runtime.scheduler import Scheduler
 
 
@@ -64,18 +65,14 @@ class Contender(Protocol):
 
 
 class OurVideo:
-    """This runtime: its executor, driven by its scheduler, each clip with a new class or prompt.
-
-    A CPU has one slot, so it makes the clips of a batch one after the other, as `generate` does.
-    """
+    """This runtime: its executor, driven by its scheduler, each clip with a new class or prompt."""
 
     compile_s = None
 
     def __init__(self, model: VideoAR, batch: int) -> None:
         self.model, self.batch, self.calls = model, batch, 0
-        self.cuda = model.device.type == "cuda"
         self.frames = model.config.transformer.max_frames
-        self.executor = make_executor(model, slots=batch if self.cuda else 1)
+        self.executor = make_executor(model, slots=batch)
         tau = model.config.tokenizer.temporal_compression
         # Two latent frames, and the prefix without a condition, which is kept.
         result_of(self._drive([self._request(0, num_frames=1 + tau)]))
@@ -87,20 +84,17 @@ class OurVideo:
         def add(frame: int, scale: int, seconds: float) -> None:
             step_s[frame * len(config.sizes) + scale] += seconds
 
-        # On a GPU all clips share every step; on a CPU each has its own.
-        counted = requests[:1] if self.cuda else requests
-        for request in counted:
+        for request in requests:
             request.on_step = add
         stamps = yield from self._drive(requests)
         steady = [end - begin for begin, end in pairwise(stamps)]
-        together = self.executor.slots == self.batch
         return Run(
             step_s=tuple(step_s),
             steps=len(step_s),
-            decoder_s=sum(request.timings["decoder"] for request in counted),
+            decoder_s=sum(request.timings["decoder"] for request in requests),
             clip_s=stamps[-1],
-            first_frame_s=stamps[0] if together else None,
-            steady_frame_s=median(steady) if together and steady else None,
+            first_frame_s=stamps[0],
+            steady_frame_s=median(steady) if steady else None,
         )
 
     def _requests(self) -> list[Request]:
@@ -122,8 +116,8 @@ class OurVideo:
             pixels = [request.drain() for request in requests]
             came.append(any(pixels))
             laps.mark()
-            # On a CPU a tick is a latent frame of one clip.
-            yield from laps.rest(len(came) / (len(requests) * self.frames))
+            # On a CPU a tick is a latent frame of all clips.
+            yield from laps.rest(len(came) / self.frames)
         for request in requests:
             if request.error is not None:
                 raise request.error
@@ -198,24 +192,29 @@ class BareVideo:
     def __init__(self, model: VideoAR, batch: int, graphs: GraphSet | None) -> None:
         config, weight = model.config.transformer, model.transformer.embed_bits.weight
         self.device, self.graphs = weight.device, graphs
-        # A CPU computes one clip after the other, and so do its products.
-        together = batch if self.device.type == "cuda" else 1
-        self.times = batch // together
+        settings = EngineSettings(
+            config=model.config, slots=batch, dtype=weight.dtype, device=self.device.type
+        )
+        whole, rest = divmod(batch, settings.together)
+        self.batch, self.batches = batch, [settings.together] * whole + [rest] * (rest > 0)
         lengths = [h * w for h, w in config.sizes] * config.max_frames
         self.frames, self.num_steps = config.max_frames, len(lengths)
-        sequences = rows_per_token(model.config) * together
+        products, rows = own_products(model.transformer), rows_per_token(model.config)
         memory = (weight.dtype, weight.device, graphs)
-        self.products = BareSteps(own_products(model.transformer), lengths, sequences, *memory)
+        self.products = {
+            clips: BareSteps(products, lengths, rows * clips, *memory)
+            for clips in set(self.batches)
+        }
         cpu = self.device.type == "cpu"
         self.convs = BareConvs(model.config, weight.dtype) if cpu else None
 
     def run(self) -> Turns[Run]:
         # Of every lap: its step, None for the convolutions.
         laps, done = Laps(self.device, self.graphs and self.graphs.stream), []
-        for clip in range(self.times):
+        for before, clips in zip(accumulate(self.batches, initial=0), self.batches, strict=False):
             for frame in range(self.frames):
-                done += self._frame(frame, laps)
-                yield from laps.rest((clip + (frame + 1) / self.frames) / self.times)
+                done += self._frame(frame, clips, laps)
+                yield from laps.rest((before + clips * (frame + 1) / self.frames) / self.batch)
         step_s, decoder_s = [0.0] * self.num_steps, 0.0
         for step, seconds in zip(done, laps.seconds(), strict=True):
             if step is None:
@@ -228,14 +227,15 @@ class BareVideo:
             decoder_s=None if self.convs is None else decoder_s,
         )
 
-    def _frame(self, frame: int, laps: Laps) -> list[int | None]:
+    def _frame(self, frame: int, clips: int, laps: Laps) -> list[int | None]:
         scales = self.num_steps // self.frames
         steps: list[int | None] = list(range(frame * scales, (frame + 1) * scales))
         for step in steps:
-            self.products.step(step)
+            self.products[clips].step(step)
             laps.mark()
         if self.convs is None:
             return steps
-        self.convs.frame(frame)
+        for _ in range(clips):
+            self.convs.frame(frame)
         laps.mark()
         return [*steps, None]

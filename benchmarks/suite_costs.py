@@ -77,13 +77,14 @@ def _decoder(config: ModelConfig, frames: int, limits: Limits, itemsize: int, ba
 
 
 def video_costs(
-    config: ModelConfig, limits: Limits, *, sequences: int, itemsize: int, batch: int, times: int
+    config: ModelConfig, limits: Limits, *, sequences: int, itemsize: int, batch: int, times: float
 ) -> dict[str, Cost]:
     """Of every part of `times` batches of clips, one batch after the other.
 
     Args:
         sequences: rows of a clip, 2 with guidance.
         batch: clips computed together.
+        times: what is left of a whole number is a smaller batch, counted by its share.
     """
     transformer, frames = config.transformer, config.transformer.max_frames
     text = _TEXT[transformer.condition]
@@ -113,8 +114,11 @@ def video_costs(
 
 
 def par_costs(
-    config: ParConfig, limits: Limits, *, sequences: int, itemsize: int, batch: int, times: int
+    config: ParConfig, limits: Limits, *, sequences: int, itemsize: int
 ) -> dict[str, Cost]:
-    """As `video_costs`; PAR has no decoder here."""
-    steps = par_steps(config, sequences=sequences * batch, itemsize=itemsize)
-    return {"transformer": _of(steps, limits).times(times)}
+    """As `video_costs`, of all clips together; PAR has no decoder here.
+
+    Args:
+        sequences: rows of all clips.
+    """
+    return {"transformer": _of(par_steps(config, sequences=sequences, itemsize=itemsize), limits)}

@@ -17,40 +17,33 @@ def sampled_steps(num_steps: int, stride: int) -> range:
 
 
 class OurPar:
-    """This runtime, whole clips; a CPU makes the clips of a batch one after the other."""
+    """This runtime, whole clips, as many together as there are slots."""
 
     compile_s = None
 
-    def __init__(self, par: Par, batch: int) -> None:
-        self.par, self.batch, self.calls = par, batch, 0
+    def __init__(self, par: Par) -> None:
+        self.par, self.calls = par, 0
         self.device = par.transformer.embed_tokens.weight.device
         self.stream = par.graphs and par.graphs.stream
-        state = self._start(0)
+        state = self._start()
         for step in range(par.config.group + 2):
             par.step(state, step, SAMPLING.filtered)
 
-    def _start(self, first: int) -> ParState:
-        classes = [number % self.par.config.classes for number in range(first, first + self.slots)]
-        return self.par.start(classes, range(self.slots), SAMPLING)
-
-    @property
-    def slots(self) -> int:
-        return self.par.slots
+    def _start(self) -> ParState:
+        numbers = range(self.calls, self.calls + self.par.slots)
+        self.calls = numbers.stop
+        classes = [number % self.par.config.classes for number in numbers]
+        return self.par.start(classes, range(self.par.slots), SAMPLING)
 
     def run(self) -> Turns[Run]:
-        steps = self.par.config.num_steps
-        step_s = [0.0] * steps
-        for first in range(0, self.batch, self.slots):
-            state = self._start(self.calls + first)
-            laps = Laps(self.device, self.stream)
-            for step in range(steps):
-                self.par.step(state, step, SAMPLING.filtered)
-                laps.mark()
-                yield from laps.rest((first + self.slots * (step + 1) / steps) / self.batch)
-            step_s = [sum(pair) for pair in zip(step_s, laps.seconds(), strict=True)]
-            self.par.codes(state)
-        self.calls += self.batch
-        return Run(step_s=tuple(step_s), steps=steps)
+        steps, state = self.par.config.num_steps, self._start()
+        laps = Laps(self.device, self.stream)
+        for step in range(steps):
+            self.par.step(state, step, SAMPLING.filtered)
+            laps.mark()
+            yield from laps.rest((step + 1) / steps)
+        self.par.codes(state)
+        return Run(step_s=tuple(laps.seconds()), steps=steps)
 
 
 class OtherPar:
@@ -87,9 +80,9 @@ class BarePar:
 
     compile_s = None
 
-    def __init__(self, par: Par, batch: int, stride: int) -> None:
+    def __init__(self, par: Par, stride: int) -> None:
         weight, self.par = par.transformer.embed_tokens.weight, par
-        self.device, self.times = weight.device, -(-batch // par.slots)
+        self.device = weight.device
         self.steps = sampled_steps(par.config.num_steps, stride)
         self.graphs = par.graphs and par.graphs.graphs
         rows = par.slots * (1 + SAMPLING.guided)
@@ -103,12 +96,10 @@ class BarePar:
         )
 
     def run(self) -> Turns[Run]:
-        step_s, steps = [0.0] * len(self.steps), self.par.config.num_steps
-        for turn in range(self.times):
-            laps = Laps(self.device, self.graphs and self.graphs.stream)
-            for step in self.steps:
-                self.products.step(step)
-                laps.mark()
-                yield from laps.rest((turn + (step + 1) / steps) / self.times)
-            step_s = [sum(pair) for pair in zip(step_s, laps.seconds(), strict=True)]
-        return Run(step_s=tuple(step_s), steps=steps)
+        steps = self.par.config.num_steps
+        laps = Laps(self.device, self.graphs and self.graphs.stream)
+        for step in self.steps:
+            self.products.step(step)
+            laps.mark()
+            yield from laps.rest((step + 1) / steps)
+        return Run(step_s=tuple(laps.seconds()), steps=steps)

@@ -105,8 +105,8 @@ def make_par(name: str, setting: Setting, ways: Sequence[str]) -> Made:
         transformer = ParTransformer.empty(config, dtype, setting.device)
         transformer.init_weights()
     eager = EagerPar(transformer) if _OTHERS & set(ways) else None
-    par = Par(transformer, slots=setting.batch if setting.device == "cuda" else 1)
-    yield "videoar", lambda: OurPar(par, setting.batch)
+    par = Par(transformer, slots=setting.batch)
+    yield "videoar", lambda: OurPar(par)
 
     def checked(way: EagerPar) -> OtherPar:
         _hold(par_logits(way, par, setting.batch), dtype)
@@ -115,7 +115,7 @@ def make_par(name: str, setting: Setting, ways: Sequence[str]) -> Made:
     rows = setting.batch * (1 + SAMPLING.guided)
     yield "eager", lambda: checked(eager)
     yield "compiled", lambda: checked(CompiledPar(eager, rows=rows, backend=setting.backend))
-    yield "bare", lambda: BarePar(par, setting.batch, setting.stride)
+    yield "bare", lambda: BarePar(par, setting.stride)
 
 
 def _graphs(device: str) -> GraphSet | None:

@@ -155,8 +155,7 @@ def needed_bytes(
 def _video_bytes(
     config: ModelConfig, ways: Iterable[str], batch: int, dtype: torch.dtype, device: str
 ) -> dict[str, int]:
-    slots = batch if device == "cuda" else 1
-    settings = EngineSettings(config=config, slots=slots, dtype=dtype, device=device)
+    settings = EngineSettings(config=config, slots=batch, dtype=dtype, device=device)
     plan, size = MemoryPlan.of(settings), dtype.itemsize
     cache = CacheLayout.of(config.transformer).num_bytes(config.transformer, 2 * batch, dtype)
     grid, frames = config.transformer.sizes[-1], config.transformer.max_frames
@@ -182,13 +181,13 @@ def _video_bytes(
 def _par_bytes(
     config: ParConfig, ways: Iterable[str], batch: int, dtype: torch.dtype, device: str
 ) -> dict[str, int]:
-    slots, size = batch if device == "cuda" else 1, dtype.itemsize
+    size = dtype.itemsize
     row = 2 * config.layers * config.width * config.num_tokens * size
     per_layer = config.width * (4 * config.width + 3 * config.mlp_width)
     weights = size * (config.layers * per_layer + 2 * config.codebook * config.width)
     cache = 2 * batch * row
     return {
-        "videoar": weights + 2 * slots * row,
+        "videoar": weights + cache,
         "eager": weights + cache + cache // config.layers,
         "compiled": cache + (0 if "eager" in ways else weights),
         "bare": 0,

@@ -19,10 +19,14 @@ _WORDS = {torch.float32: torch.float32, torch.bfloat16: torch.int32}
 
 def can_pack_panels(weight: Tensor) -> bool:
     """Whether `weight` has whole panels, of a dtype that this processor multiplies well."""
-    if not weight.is_cpu or weight.dtype not in _WORDS or _C.isa() == "baseline":
+    return weight.is_cpu and whole_panels(*weight.shape, weight.dtype)
+
+
+def whole_panels(features: int, inputs: int, dtype: torch.dtype) -> bool:
+    """As `can_pack_panels`, of a weight `[features,inputs]` that is not there yet."""
+    if dtype not in _WORDS or _C.isa() == "baseline":
         return False
-    features, inputs = weight.shape
-    return features % _C.PANEL == 0 and inputs * weight.itemsize % 4 == 0
+    return features % _C.PANEL == 0 and inputs * dtype.itemsize % 4 == 0
 
 
 def pack_panels(weight: Tensor) -> Tensor:

@@ -112,10 +112,10 @@ class StaticCache:
         shape = (2, config.layers, slots, config.kv_heads, layout.capacity, config.head_dim)
         self.data = torch.zeros(shape, dtype=dtype, device=device)
 
-    def rows(self, first: int, count: int) -> "StaticCache":
-        """The cache of some of the slots, in the same memory."""
+    def rows(self, first: int, count: int, step: int = 1) -> "StaticCache":
+        """The cache of every `step`-th of `count` rows from `first` on, in the same memory."""
         part = object.__new__(StaticCache)
-        part.layout, part.data = self.layout, self.data[:, :, first : first + count]
+        part.layout, part.data = self.layout, self.data[:, :, first : first + count : step]
         return part
 
     def layer(self, index: int) -> tuple[Tensor, Tensor]:

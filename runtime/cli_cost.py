@@ -99,7 +99,8 @@ def _clip_facts(
         itemsize=work.itemsize,
         requests=work.requests,
     )
-    rounds = settings.slots // settings.together
+    # What comes with a last batch of fewer slots is left out, so this stays the least time.
+    batches = settings.slots / settings.together
     frames = [[s for s in steps if s.frame == frame] for frame in range(latent_frames)]
     decoder = {name: sum(getattr(x, name) for x in levels) for name in _TOTALS}
     clip = {
@@ -113,8 +114,7 @@ def _clip_facts(
         "frames": [_total(frame, limits) for frame in frames],
         "decoder_levels": [asdict(level) for level in levels],
         "clip": clip,
-        "rounds": rounds,
-        "seconds": rounds * seconds,
+        "seconds": batches * seconds,
         "clips_per_second": settings.together / seconds,
     }
 
@@ -139,7 +139,8 @@ def cost_lines(facts: dict[str, Any]) -> list[str]:
     limits, settings = facts["limits"], facts["settings"]
     one = settings["slots"] == 1
     sequences = "with and without its condition" if settings["sequences"] == 2 else "unguided"
-    turns = "" if one or facts["rounds"] == 1 else ", one after the other"
+    together = settings["together"]
+    turns = "" if settings["slots"] == together else f", {together} at a time"
     return [
         f"{facts['model']} on {limits['name']}, {settings['dtype']}",
         f"  limits     {limits['bandwidth'] / 1e9:,.1f} GB/s, {limits['rate'] / 1e12:,.3f} TFLOP/s "

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from videoar.kernels.cpp import _C, DTYPE_CODES
 from videoar.kernels.dispatch import forced_backend
+from videoar.kernels.packed_linear import whole_panels
 from videoar.kernels.qk_norm_rope_cpp import frequencies
 from videoar.runtime.cache import StaticCache
 from videoar.runtime.config import TransformerConfig
@@ -28,7 +29,7 @@ class CpuLayers:
 
     Attributes:
         num_bytes: of the buffers.
-        whole: whether all layers are one call.
+        whole: whether all layers are one call, as `one_call` says.
     """
 
     def __init__(self, model: Transformer, rows: int) -> None:
@@ -130,6 +131,22 @@ class CpuLayers:
             names = ("normed", "attended", "activated")
             self._views[count] = tuple(self._buffers[name][:count] for name in names)
         return self._views[count]
+
+
+def one_call(config: TransformerConfig, dtype: torch.dtype) -> bool:
+    """Whether all products of a packed model on a CPU are in panels.
+
+    Then a row gives the same bits alone and among others: `packed_linear` sums in one order.
+    """
+    attended = config.heads * config.head_dim
+    projected = attended + 2 * config.kv_heads * config.head_dim
+    products = (
+        (projected, config.width),
+        (config.width, attended),
+        (2 * config.mlp_width, config.width),
+        (config.width, config.mlp_width),
+    )
+    return all(whole_panels(features, inputs, dtype) for features, inputs in products)
 
 
 def layers_bytes(config: TransformerConfig, rows: int, dtype: torch.dtype) -> int:

@@ -18,6 +18,7 @@ from videoar.runtime.executor import ModelExecutor, not_finite
 from videoar.runtime.frame_state import FrameState
 from videoar.runtime.graphs import GraphSet, buckets
 from videoar.runtime.job import Job, ScaleHook, SlotFrame
+from videoar.runtime.plan import EngineSettings
 from videoar.runtime.sampling import decode_frame, prefill_tokens
 
 # A ticket may be under way while the next one is launched.
@@ -59,14 +60,16 @@ class _CudaTicket:
     def wait(self) -> dict[int, SlotFrame]:
         landing = self.landing
         landing.landed.synchronize()
+        # All slots are one launch, of which each has an equal share.
+        each = 1e3 * len(self.numbers)
         seconds = {
-            "transformer": landing.started.elapsed_time(landing.computed) / 1e3,
-            "decoder": landing.computed.elapsed_time(landing.landed) / 1e3,
+            "transformer": landing.started.elapsed_time(landing.computed) / each,
+            "decoder": landing.computed.elapsed_time(landing.landed) / each,
         }
         results = {}
         for slot, (number, count) in self.numbers.items():
             for k in range(self.num_scales):
-                # The scales are one launch: each is reported with an equal share of its time.
+                # So are the scales.
                 self.on_scale(slot, number, k, seconds["transformer"] / self.num_scales)
             if landing.failed[slot]:
                 self.spoiled.add(slot)
@@ -80,14 +83,14 @@ class _CudaTicket:
 class CudaExecutor(ModelExecutor):
     """`ModelExecutor` that replays graphs, all captured in the constructor."""
 
-    def _create(self, layout: CacheLayout) -> None:
+    def _create(self, settings: EngineSettings) -> None:
         device = self.transformer.sos.device
         self.stream = torch.cuda.Stream(device)
         self.decoder_stream = torch.cuda.Stream(device)
         self.graphs = GraphSet(self.stream)
         # The two streams run at the same time, so their graphs must not share memory.
         self.decoder_graphs = GraphSet(self.decoder_stream)
-        super()._create(layout)
+        super()._create(settings)
         config = self.config
         tau = self.temporal_compression
         pixels = (self.slots, tau, config.height, config.width, 3)
@@ -105,7 +108,7 @@ class CudaExecutor(ModelExecutor):
         ]
         # What the lines above fill runs on another stream than the graphs.
         torch.cuda.synchronize(device)
-        self._capture(layout)
+        self._capture(settings.layout)
 
     def _capture(self, layout: CacheLayout) -> None:
         """Every graph that a request can need, the largest first."""

@@ -1,15 +1,15 @@
 """A model on a device: what the scheduler drives, one latent frame at a time.
 
-All memory is created in the constructor, from the plan of `videoar.runtime.plan`. A CPU computes
-slot after slot: a product's sums depend on its number of rows, so rows of their own make a
-request's frames the same whatever runs beside it (docs/decisions.md).
+All memory is created in the constructor, from the plan of `videoar.runtime.plan`. A CPU decodes
+neighbouring slots together where a row's sums do not depend on the other rows, and slot after slot
+where they do, so a request's frames are the same whatever runs beside it (docs/decisions.md).
 """
 
 from __future__ import annotations
 
 import copy
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -17,8 +17,6 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from videoar.runtime.cache import CacheLayout
-from videoar.runtime.config import ModelConfig
 from videoar.runtime.cpu_layers import CpuLayers
 from videoar.runtime.errors import NumericalError
 from videoar.runtime.fast_decoder import FastDecoder
@@ -27,7 +25,7 @@ from videoar.runtime.history import encode_history, prefill_history
 from videoar.runtime.job import Executor, Job, ScaleHook, Shot, SlotFrame
 from videoar.runtime.modules import DTYPES
 from videoar.runtime.packed import PackedLinear, pack_linears
-from videoar.runtime.plan import ROWS_PER_SLOT, EngineSettings, MemoryPlan, check, decoder_dtype
+from videoar.runtime.plan import EngineSettings, MemoryPlan, check, decoder_dtype
 from videoar.runtime.prefixes import PrefixStore
 from videoar.runtime.sampling import decode_frame
 from videoar.runtime.transformer import Transformer
@@ -66,6 +64,11 @@ class _Running:
     frame: int
     total: int
 
+    @property
+    def guided(self) -> bool:
+        """Whether the slot's unconditional row counts."""
+        return self.state.rows_per_slot > 1
+
     def strengths(self) -> list[float]:
         """Of guidance, over the scales of the coming frame."""
         return self.job.params.guidance.of_frame(self.frame, self.total, self.state.num_scales)
@@ -80,26 +83,22 @@ class ModelExecutor:
     """`Executor` of `videoar.runtime.job` for two networks. See `make_executor`."""
 
     def __init__(
-        self,
-        config: ModelConfig,
-        transformer: Transformer,
-        tokenizer: VideoTokenizer,
-        layout: CacheLayout,
-        slots: int,
+        self, transformer: Transformer, tokenizer: VideoTokenizer, settings: EngineSettings
     ) -> None:
-        self.config, self.transformer, self.tokenizer = config, transformer, tokenizer
-        self.slots, self.max_text = slots, layout.max_text
+        self.transformer, self.tokenizer, config = transformer, tokenizer, settings.config
+        self.config, self.slots, self.together = config, settings.slots, settings.together
+        self.max_text = settings.layout.max_text
         self.num_scales = len(config.transformer.sizes)
         self.temporal_compression = config.tokenizer.temporal_compression
         self.running: dict[int, _Running] = {}
         self.spoiled: set[int] = set()
         with torch.inference_mode(False), torch.no_grad():
-            self._create(layout)
+            self._create(settings)
 
-    def _create(self, layout: CacheLayout) -> None:
+    def _create(self, settings: EngineSettings) -> None:
         """All memory."""
         config, transformer, tokenizer = self.config, self.transformer, self.tokenizer
-        slots, weight = self.slots, transformer.embed_bits.weight
+        slots, layout, weight = self.slots, settings.layout, transformer.embed_bits.weight
         memory = {"dtype": weight.dtype, "device": weight.device}
         self.state = FrameState.create(config.transformer, layout, slots, **memory)
         self.prefixes = PrefixStore(transformer, slots, layout.max_text, **memory)
@@ -108,7 +107,7 @@ class ModelExecutor:
         self.decoder = FastDecoder(tokenizer.decoder, **memory, height=height, width=width)
         self.layers = None
         if CpuLayers.serves(transformer):
-            self.layers = CpuLayers(transformer, ROWS_PER_SLOT * height * width)
+            self.layers = CpuLayers(transformer, settings.rows)
         self.decoder_states = [self.decoder.new_state() for _ in range(slots)]
 
     @torch.inference_mode()
@@ -136,7 +135,7 @@ class ModelExecutor:
     def _prefill(self, slot: int, shot: Shot) -> FrameState:
         """Write the texts of a shot into the rows of a slot."""
         guided = shot.null_prefix is not None
-        state = self.state.view(slot) if guided else self.state.view(slot).unguided()
+        state = self._state(slot, 1, guided)
         prefixes = [shot.prefix, shot.null_prefix] if guided else [shot.prefix]
         limit = state.cache.layout.max_text
         for row, prefix in enumerate(prefixes):
@@ -145,6 +144,10 @@ class ModelExecutor:
             self.prefixes.write(prefix, state.cache.rows(row, 1))
             state.text_lengths[row] = len(prefix)
         return state
+
+    def _state(self, first: int, count: int, guided: bool) -> FrameState:
+        state = self.state.view(first, count)
+        return state if guided else state.unguided()
 
     def _prefill_history(self, slot: int, state: FrameState, history: np.ndarray) -> int:
         """Write the bits of given frames into the cache and prime the decoder; their number."""
@@ -165,27 +168,53 @@ class ModelExecutor:
 
     @torch.inference_mode()
     def frame(self, slots: Sequence[int], on_scale: ScaleHook) -> DoneTicket:
-        return DoneTicket({slot: self._frame(slot, on_scale) for slot in slots})
+        results = {}
+        for batch in self._batches(slots):
+            share = self._decode(batch, on_scale)
+            results |= {slot: self._land(slot, share) for slot in batch}
+        return DoneTicket(results)
 
-    def _frame(self, slot: int, on_scale: ScaleHook) -> SlotFrame:
-        run, begin = self.running[slot], time.perf_counter()
-        run.state.guidance.copy_(torch.tensor(run.strengths()))
-        lap = begin
+    def _batches(self, slots: Sequence[int]) -> Iterator[Sequence[int]]:
+        """Neighbours among these slots, those with guidance and those without apart."""
+        batch: list[int] = []
+        for slot in sorted(slots):
+            follows = batch and slot == batch[-1] + 1 and len(batch) < self.together
+            if follows and self.running[slot].guided == self.running[batch[-1]].guided:
+                batch.append(slot)
+                continue
+            if batch:
+                yield batch
+            batch = [slot]
+        if batch:
+            yield batch
+
+    def _decode(self, slots: Sequence[int], on_scale: ScaleHook) -> float:
+        """The coming latent frame of neighbouring slots; seconds, in equal shares."""
+        runs = [self.running[slot] for slot in slots]
+        state = self._state(slots[0], len(slots), runs[0].guided)
+        begin = lap = time.perf_counter()
+        state.guidance.copy_(torch.tensor([run.strengths() for run in runs]))
 
         def report(k: int) -> None:
             nonlocal lap
             now = time.perf_counter()
-            on_scale(slot, run.first + run.frame, k, now - lap)
+            for slot, run in zip(slots, runs, strict=True):
+                on_scale(slot, run.first + run.frame, k, (now - lap) / len(slots))
             lap = now
 
-        decode_frame(self.transformer, run.state, layers=self.layers, on_scale=report)
+        decode_frame(self.transformer, state, layers=self.layers, on_scale=report)
+        return (time.perf_counter() - begin) / len(slots)
+
+    def _land(self, slot: int, share: float) -> SlotFrame:
+        """The pixels of the latent frame that was decoded in `share` seconds."""
+        run = self.running[slot]
         run.frame += 1
         if run.state.failed.item():
             self.spoiled.add(slot)
             return SlotFrame(frames=None, error=not_finite(run.first + run.frame - 1))
-        decoded = time.perf_counter()
+        begin = time.perf_counter()
         frames = self.decoder.step(run.state.latents[0], self.decoder_states[slot]).numpy().copy()
-        seconds = {"transformer": decoded - begin, "decoder": time.perf_counter() - decoded}
+        seconds = {"transformer": share, "decoder": time.perf_counter() - begin}
         return SlotFrame(frames=frames, seconds=seconds)
 
     def clear(self, slot: int) -> None:
@@ -239,13 +268,12 @@ def make_executor(
     transformer, tokenizer = model.transformer, model.tokenizer
     if not loaded:
         transformer, tokenizer = (_copied(one, target, kind) for one in (transformer, tokenizer))
-    weight, layout = transformer.embed_bits.weight, settings.layout
     pack_linears(transformer.layers)
-    if weight.device.type == "cuda":
+    if target.type == "cuda":
         from videoar.runtime.cuda_executor import CudaExecutor
 
-        return CudaExecutor(model.config, transformer, tokenizer, layout, slots)
-    return ModelExecutor(model.config, transformer, tokenizer, layout, slots)
+        return CudaExecutor(transformer, tokenizer, settings)
+    return ModelExecutor(transformer, tokenizer, settings)
 
 
 def _copied(module: nn.Module, device: torch.device, dtype: torch.dtype) -> nn.Module:

@@ -108,10 +108,11 @@ class FrameState:
         return FrameState(**own)
 
     def unguided(self) -> "FrameState":
-        """One slot without its unconditional row, in the same memory."""
-        assert self.slots == 1, f"{self.slots} slots: their conditional rows are not neighbours"
+        """The slots without their unconditional rows, in the same memory."""
+        rows = self.rows_per_slot
         own = {field.name: getattr(self, field.name) for field in fields(self)}
-        own |= {"cache": self.cache.rows(0, 1), "text_lengths": self.text_lengths[:1]}
+        own["cache"] = self.cache.rows(0, rows * self.slots, rows)
+        own["text_lengths"] = self.text_lengths[::rows]
         return FrameState(**own)
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     # Models of classes need no tokenizer of texts.
     from tokenizers import Tokenizer
 
-# Videos that one call of `generate` decodes together on a GPU.
+# Videos that one call of `generate` decodes together, if their memory is there.
 MAX_SLOTS = 8
 
 
@@ -226,21 +226,44 @@ class VideoAR:
 
         Streams may be interleaved and calls come from several threads, so there can be several.
         """
-        from videoar.runtime.executor import make_executor
-
-        slots = 1 if self.device.type == "cpu" else min(count, MAX_SLOTS)
-        fitting = [one for one in self._idle if one.slots >= slots]
-        executor = None
-        if fitting:
-            with suppress(ValueError):  # another thread took it
-                self._idle.remove(fitting[0])
-                executor = fitting[0]
-        if executor is None:
-            executor = make_executor(self, slots=slots)
+        slots = min(count, MAX_SLOTS)
+        executor = self._take_idle(slots)
+        if executor is None or executor.slots < slots:
+            executor = self._larger(executor, slots)
         try:
             yield executor
         finally:
             self._idle.append(executor)
+
+    def _take_idle(self, slots: int) -> Executor | None:
+        """The smallest of the idle executors that has so many slots, else the largest."""
+        while self._idle:
+            by_size = sorted(self._idle, key=lambda one: one.slots)
+            chosen = next((one for one in by_size if one.slots >= slots), by_size[-1])
+            with suppress(ValueError):  # another thread took it
+                self._idle.remove(chosen)
+                return chosen
+        return None
+
+    def _larger(self, executor: Executor | None, slots: int) -> Executor:
+        """One of so many slots, or of as many as fit, in place of a smaller one."""
+        from videoar.runtime.executor import make_executor
+        from videoar.runtime.memory import available_bytes
+        from videoar.runtime.plan import EngineSettings, MemoryPlan, fitting_slots
+
+        weight = self.transformer.embed_bits.weight
+        settings = EngineSettings(
+            config=self.config, slots=slots, dtype=weight.dtype, device=weight.device.type
+        )
+        available = available_bytes(weight.device)
+        if executor is not None:
+            available += MemoryPlan.of(replace(settings, slots=executor.slots)).created
+        slots = fitting_slots(settings, available)
+        if executor is not None:
+            if slots <= executor.slots:
+                return executor
+            executor.close()
+        return make_executor(self, slots=slots)
 
 
 def _behind(history: np.ndarray | None, video: np.ndarray) -> np.ndarray:

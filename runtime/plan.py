@@ -12,7 +12,7 @@ import torch
 
 from videoar.runtime.cache import CacheLayout
 from videoar.runtime.config import ModelConfig
-from videoar.runtime.cpu_layers import layers_bytes
+from videoar.runtime.cpu_layers import layers_bytes, one_call
 from videoar.runtime.errors import CapacityError
 from videoar.runtime.folded_plan import decoder_memory
 from videoar.runtime.frame_state import FrameState
@@ -23,6 +23,9 @@ from videoar.runtime.video_tokenizer import VideoTokenizer
 
 # With its condition and without: a request may ask for guidance at any time.
 ROWS_PER_SLOT = 2
+# Tokens of a step that a CPU computes together. With more, products are bound by compute in every
+# scale, so nothing is gained for the memory they take (docs/engine.md).
+MOST_ROWS = 2048
 # Of an encoder's residual block at once: residual, normalised, its three taps, result.
 _LIVE_MAPS = 6
 
@@ -37,7 +40,7 @@ class EngineSettings:
         window: earlier latent frames that stay visible; None: those of the trained length.
         max_text: text tokens of a request; None: as many as the model knows.
         dtype: of weights, cache and activations.
-        device: "cpu" or "cuda". A CPU computes slot after slot, a GPU all of them together.
+        device: "cpu" or "cuda".
 
     Raises:
         ValueError: a setting out of range.
@@ -63,8 +66,24 @@ class EngineSettings:
 
     @property
     def together(self) -> int:
-        """Requests that are computed in one batch."""
-        return 1 if self.device == "cpu" else self.slots
+        """Slots that are decoded in one batch, at most; the batches come one after the other.
+
+        A GPU takes all. A CPU takes what `MOST_ROWS` allows, but one by one where a request's sums
+        would depend on its neighbours (docs/decisions.md).
+        """
+        if self.device != "cpu":
+            return self.slots
+        transformer = self.config.transformer
+        if not one_call(transformer, self.dtype):
+            return 1
+        height, width = transformer.sizes[-1]
+        return min(self.slots, max(1, MOST_ROWS // (ROWS_PER_SLOT * height * width)))
+
+    @property
+    def rows(self) -> int:
+        """Tokens of the largest step."""
+        height, width = self.config.transformer.sizes[-1]
+        return ROWS_PER_SLOT * self.together * height * width
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -98,8 +117,7 @@ class MemoryPlan:
         decoder = decoder_memory(config.tokenizer, *transformer.sizes[-1], kind)
         passing = max(_transformer_workspace(settings), _encoder_workspace(settings))
         if settings.device == "cpu":
-            height, width = transformer.sizes[-1]
-            passing += layers_bytes(transformer, ROWS_PER_SLOT * height * width, dtype)
+            passing += layers_bytes(transformer, settings.rows, dtype)
         rows = layout.num_bytes(transformer, ROWS_PER_SLOT * slots, dtype)
         buffers = FrameState.num_bytes(transformer, slots, ROWS_PER_SLOT)
         if settings.device != "cpu":
@@ -157,9 +175,7 @@ def _in_flight_bytes(settings: EngineSettings) -> int:
 def _transformer_workspace(settings: EngineSettings) -> int:
     """Activations of one layer for the longest pass: given frames are prefilled all at once."""
     config, layout = settings.config.transformer, settings.layout
-    rows = ROWS_PER_SLOT * max(
-        layout.capacity, settings.together * config.sizes[-1][0] * config.sizes[-1][1]
-    )
+    rows = max(ROWS_PER_SLOT * layout.capacity, settings.rows)
     heads = (config.heads + 2 * config.kv_heads) * config.head_dim
     channels = 4 * config.width + 2 * heads + 3 * config.mlp_width + 2 * config.latent_dim
     return rows * channels * settings.dtype.itemsize
@@ -192,18 +208,22 @@ def check(plan: MemoryPlan, device: torch.device | str, *, loaded: bool = True) 
     needed = plan.created if loaded else plan.total
     if needed > available:
         settings = plan.settings
-        what = f"{settings.slots} slots with a window of {settings.layout.ring_frames - 1} frames"
+        slots = f"{settings.slots} slot{'s' * (settings.slots > 1)}"
+        what = f"{slots} with a window of {settings.layout.ring_frames - 1} frames"
         hint = largest_fit(settings, available, loaded=loaded)
         raise CapacityError(f"{what} on {device}; {hint}", needed=needed, available=available)
+
+
+def fitting_slots(settings: EngineSettings, available: int) -> int:
+    """As many of `settings.slots` as fit beside the loaded weights, but 1 if none do."""
+    fits = _fits(available, loaded=True)
+    return _largest(lambda n: fits(replace(settings, slots=n)), 1, settings.slots) or 1
 
 
 def largest_fit(settings: EngineSettings, available: int, *, loaded: bool = True) -> str:
     """The largest setting that fits, in words: slots first, then the window of a single slot."""
 
-    def fits(changed: EngineSettings) -> bool:
-        plan = MemoryPlan.of(changed)
-        return (plan.created if loaded else plan.total) <= available
-
+    fits = _fits(available, loaded=loaded)
     single = replace(settings, slots=1)
     slots = _largest(lambda n: fits(replace(settings, slots=n)), 1, settings.slots)
     if slots is not None:
@@ -216,6 +236,14 @@ def largest_fit(settings: EngineSettings, available: int, *, loaded: bool = True
     if not loaded and weights > available:
         return "the weights alone do not fit"
     return "not even 1 slot without a window fits"
+
+
+def _fits(available: int, *, loaded: bool) -> Callable[[EngineSettings], bool]:
+    def fits(settings: EngineSettings) -> bool:
+        plan = MemoryPlan.of(settings)
+        return (plan.created if loaded else plan.total) <= available
+
+    return fits
 
 
 def _largest(fits: Callable[[int], bool], low: int, high: int) -> int | None:

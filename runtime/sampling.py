@@ -163,7 +163,9 @@ def chunk_logits(
     """
     inputs = inputs.repeat_interleave(state.rows_per_slot, dim=0)
     scale_ids = torch.full(inputs.shape[1:2], k, device=inputs.device)
-    start = None if k else (state.frames == 0).repeat_interleave(state.rows_per_slot)
+    start = () if k else ((state.frames == 0).repeat_interleave(state.rows_per_slot),)
+    # A CPU's plain linear layers sum in an order that depends on how many rows they are given.
+    together = state.rows_per_slot if inputs.is_cpu else len(inputs)
     tokens = plan.scale(k)
     attention = AttentionPlan(
         schedule=NO_CHUNKS,
@@ -171,8 +173,19 @@ def chunk_logits(
         start=plan.starts + tokens.start,
         segments=plan.segments[k],
     )
-    x = model.embed_video(inputs, scale_ids, start)
-    return model.head((layers or model)(x, plan.positions[:, tokens], attention))
+    x = _in_parts(
+        lambda part, *begins: model.embed_video(part, scale_ids, *begins), together, inputs, *start
+    )
+    hidden = (layers or model)(x, plan.positions[:, tokens], attention)
+    return _in_parts(model.head, together, hidden)
+
+
+def _in_parts(function: Callable[..., Tensor], rows: int, *tensors: Tensor) -> Tensor:
+    """`function` of tensors with one first axis, `rows` of it in a call."""
+    if len(tensors[0]) <= rows:
+        return function(*tensors)
+    parts = zip(*(tensor.split(rows) for tensor in tensors), strict=True)
+    return torch.cat([function(*part) for part in parts])
 
 
 @torch.inference_mode()

@@ -10,17 +10,21 @@ from pathlib import Path
 import pytest
 import torch
 
+from videoar import _C
 from videoar.benchmarks import conftest, suite_race, suite_turns
 from videoar.benchmarks.par_config import PAR_PRESETS, ParConfig
+from videoar.benchmarks.par_floor import BareSteps
 from videoar.benchmarks.suite import CannotRunError, Suite
-from videoar.benchmarks.suite_contenders import Run
+from videoar.benchmarks.suite_contenders import BareVideo, Run
 from videoar.benchmarks.suite_costs import par_costs, video_costs
 from videoar.benchmarks.suite_entry import Entry, extra_info, part_clock, replay
 from videoar.benchmarks.suite_par import sampled_steps
 from videoar.benchmarks.suite_race import Setting, WrongResultError, build, race
 from videoar.benchmarks.suite_select import MODELS, Selection, needed_bytes, parts_of, races
-from videoar.benchmarks.suite_turns import Turns
+from videoar.benchmarks.suite_turns import Turns, result_of
+from videoar.runtime import plan
 from videoar.runtime.cost import Limits, Work, clip_steps
+from videoar.runtime.pipeline import VideoAR
 from videoar.runtime.presets import PRESETS
 
 LIMITS = Limits(name="x", bandwidth=1e10, rate=1e12, source="given", memory=1 << 40)
@@ -166,9 +170,7 @@ class TestCosts:
         assert twice["clip"].seconds == pytest.approx(2 * costs["clip"].seconds)
 
     def test_par(self):
-        cost = par_costs(PAR_PRESETS["par-4x"], LIMITS, sequences=2, itemsize=2, batch=1, times=1)[
-            "transformer"
-        ]
+        cost = par_costs(PAR_PRESETS["par-4x"], LIMITS, sequences=2, itemsize=2)["transformer"]
         assert cost.steps == len(cost.step_s) == 323
         assert cost.seconds == pytest.approx(sum(cost.step_s))
 
@@ -262,8 +264,9 @@ class TestRace:
             lambda: turns.append(0),
         )
         assert lost == []
-        # A frame of each of two clips, every step of both behind the text, a frame of each; to end.
-        assert len(turns) == 2 * (2 * 2 + 1 + 2 * 2 + 1 + 1 + 2 * 2 + 1)
+        # A frame of both clips; every step of both behind the text; a frame of each batch; to end.
+        batches = 1 if _C.isa() != "baseline" else 2
+        assert len(turns) == 2 * (2 + 1 + 2 * 2 + 1 + 1 + 2 * batches + 1)
         for (_, way), (run,) in runs.items():
             assert len(run.step_s) == run.steps == 4
             assert 0 < sum(run.step_s) < 5
@@ -271,6 +274,25 @@ class TestRace:
             assert (run.clip_s is None) is (way == "bare")
             if run.clip_s is not None:
                 assert run.clip_s > run.part("transformer") + run.decoder_s
+
+    @pytest.mark.skipif(_C.isa() == "baseline", reason="no packed panels on this processor")
+    def test_bare_products_are_those_of_the_batches(self, monkeypatch):
+        digits = PRESETS["digits"]
+        small = replace(digits.transformer, layers=1, max_frames=2, sizes=((1, 1), (4, 4)))
+        # 3 clips of 2 x 16 rows: two together, and the third.
+        monkeypatch.setattr(plan, "MOST_ROWS", 64)
+        monkeypatch.setitem(PRESETS, "digits", replace(digits, transformer=small))
+        model, seen, multiply = VideoAR.preset("digits"), [], BareSteps._multiply
+
+        def spied(bare: BareSteps, rows: int) -> None:
+            seen.append(rows)
+            multiply(bare, rows)
+
+        monkeypatch.setattr(BareSteps, "_multiply", spied)
+        run = result_of(BareVideo(model, 3, None).run())
+        assert seen == [4, 64, 4, 64, 2, 32, 2, 32]
+        assert len(run.step_s) == 4
+        assert run.decoder_s > 0
 
     def test_a_decoder_is_compiled_only_where_it_is_wanted(self, monkeypatch):
         digits = PRESETS["digits"]

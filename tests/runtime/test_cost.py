@@ -7,7 +7,8 @@ import pytest
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
-from videoar.runtime import cli_cost, limits
+from videoar import _C
+from videoar.runtime import cli_cost, limits, plan
 from videoar.runtime.cli import main
 from videoar.runtime.config import TransformerConfig
 from videoar.runtime.cost import Limits, StepCost, Work, clip_steps, prefill_cost, step_gemms
@@ -222,9 +223,11 @@ class TestCard:
         assert sum(step["seconds"] for step in card["steps"]) == pytest.approx(seconds)
         assert card["clips_per_second"] == pytest.approx(64 / card["seconds"])
 
-    def test_slots_of_a_cpu_follow_each_other(self, capsys):
+    def test_slots_of_a_cpu_follow_each_other(self, capsys, monkeypatch):
+        monkeypatch.setattr(plan, "MOST_ROWS", 32)
         words = ("--preset", "digits", "--bandwidth", 40, "--flops", 0.4)
         one, three = self.card(capsys, *words), self.card(capsys, *words, "--slots", 3)
+        assert three["settings"]["together"] == 1
         assert one["limits"]["bandwidth"] == 40e9
         assert one["limits"]["rate"] == 0.4e12
         assert one["limits"]["source"] == "as given"
@@ -232,6 +235,18 @@ class TestCard:
         assert three["clips_per_second"] == one["clips_per_second"]
         assert three["plan"]["cache"] > 2 * one["plan"]["cache"]
         assert three["plan"]["weights"] == one["plan"]["weights"]
+
+    @pytest.mark.skipif(_C.isa() == "baseline", reason="no packed panels on this processor")
+    def test_slots_of_a_cpu_share_the_weights(self, capsys):
+        words = ("--preset", "digits", "--bandwidth", 40, "--flops", 0.4)
+        one, eight, more = (self.card(capsys, *words, "--slots", n) for n in (1, 8, 80))
+        assert [card["settings"]["together"] for card in (one, eight, more)] == [1, 8, 64]
+        assert one["seconds"] < eight["seconds"] < 8 * one["seconds"]
+        moved = [card["clip"]["transformer"]["num_bytes"] for card in (one, eight)]
+        weights = one["plan"]["weights"] - one["plan"]["decoder_kernels"]
+        assert moved[0] < moved[1] < 8 * moved[0] - weights
+        assert main(["inspect", "--cost", *(str(word) for word in words), "--slots", "80"]) == 0
+        assert ", 80 slots, 64 at a time, each" in capsys.readouterr().out
 
     def test_memory_comes_first_and_says_what_fits(self, capsys):
         words = ("--preset", "videoar-4b", "--device", "h200", "--slots", "64")

@@ -9,9 +9,12 @@ import numpy as np
 import pytest
 import torch
 
+from tests.runtime.conftest import TINY, tiny_model
+from videoar.runtime.cpu_layers import one_call
 from videoar.runtime.errors import NumericalError
 from videoar.runtime.executor import ModelExecutor, make_executor
-from videoar.runtime.job import Job
+from videoar.runtime.job import Job, ScaleHook
+from videoar.runtime.modules import DTYPES
 from videoar.runtime.packed import can_pack, pack_linears
 from videoar.runtime.pipeline import VideoAR
 from videoar.runtime.presets import PRESETS
@@ -20,6 +23,10 @@ from videoar.runtime.sampling import decode_frame, prepare, set_guidance
 from videoar.runtime.transformer import Transformer
 
 PROMPT = "a red 3 moving left"
+PROMPTS = (
+    *("a red 3 moving left", "a green 7", "a blue 1 moving up quickly", "a yellow 0"),
+    *("a cyan two standing still", "a yellow 4 moving right quickly", "a red 8"),
+)
 
 
 @pytest.fixture(scope="module")
@@ -53,6 +60,115 @@ def test_slot_and_neighbours_change_nothing(model: VideoAR) -> None:
     executor.start(0, job_of(model, seed=4, temperature=0.3), 0, None, 0)
     assert np.array_equal(run(executor, 2, job, beside=(0, 1)), alone)
     assert np.array_equal(alone, model.generate(PROMPT, seed=3, guidance=2).frames[0])
+
+
+@pytest.fixture(scope="module")
+def panels() -> VideoAR:
+    """A model whose products are all in panels, so that its slots are decoded together."""
+    sizes = replace(TINY.transformer, width=64, mlp_width=64)
+    model = tiny_model(replace(TINY, transformer=sizes))
+    if not one_call(sizes, torch.float32):
+        pytest.skip("no packed panels on this processor")
+    return model
+
+
+def spied(executor: ModelExecutor, monkeypatch: pytest.MonkeyPatch) -> list[list[int]]:
+    """The batches that the executor decodes, as they come."""
+    batches, decode = [], executor._decode
+
+    def note(slots: list[int], on_scale: ScaleHook) -> float:
+        batches.append(list(slots))
+        return decode(slots, on_scale)
+
+    monkeypatch.setattr(executor, "_decode", note)
+    return batches
+
+
+@pytest.mark.parametrize("threads", [1, 2])
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_what_is_decoded_together_is_what_comes_alone(
+    panels: VideoAR, monkeypatch: pytest.MonkeyPatch, dtype: str, threads: int
+) -> None:
+    """Seven slots: guided and not, at other frames, behind texts of other lengths, one idle."""
+    if not one_call(panels.config.transformer, DTYPES[dtype]):
+        pytest.skip(f"no packed panels of {dtype} on this processor")
+    torch.set_num_threads(threads)
+    fresh = tiny_model(panels.config)
+    text = fresh.text_tokenizer
+    guidance = [2, 1, 1, 2, 3, 2, "falling:5:3"]
+    jobs = [
+        make_job(fresh.config, text, prompt=prompt, guidance=strength, seed=seed, temperature=0.9)
+        for seed, (prompt, strength) in enumerate(zip(PROMPTS, guidance, strict=True))
+    ]
+    single = make_executor(fresh, dtype=dtype)
+    alone = [run(single, 0, job) for job in jobs]
+    executor = make_executor(tiny_model(panels.config), slots=7, dtype=dtype)
+    executor.together = 3
+    batches, rows = spied(executor, monkeypatch), set()
+    for plain in (executor.transformer.embed_bits, executor.transformer.head):
+        plain.register_forward_pre_hook(lambda layer, inputs: rows.add(len(inputs[0])))
+    frames = [[] for _ in jobs]
+    steps = []
+    # Slot 5 stays idle until the others have made two frames.
+    late = 5
+    for slot in range(7):
+        if slot != late:
+            executor.start(slot, jobs[slot], 0, None, 0)
+    for tick in range(5 + 2):
+        if tick == 2:
+            executor.start(late, jobs[late], 0, None, 0)
+        busy = [s for s in range(7) if (0 <= tick - 2 * (s == late) < 5)]
+        results = executor.frame(busy, lambda *step: steps.append(step)).wait()
+        assert list(results) == busy
+        for slot in busy:
+            frames[slot].append(results[slot].frames)
+            assert results[slot].seconds["transformer"] > 0
+    torch.set_num_threads(1)
+    for got, want in zip(frames, alone, strict=True):
+        assert np.array_equal(np.concatenate(got), want)
+    assert batches[:4] == [[0], [1, 2], [3, 4], [6]]
+    assert batches[2 * 4 : 3 * 4] == [[0], [1, 2], [3, 4, 5], [6]]
+    assert batches[-1] == [late]
+    # Sums of plain layers depend on the number of rows: every slot has a call of its own.
+    assert rows == {1, 2}
+    scales = executor.num_scales
+    expected = {(s, f, k) for s in range(7) for f in range(5) for k in range(scales)}
+    assert len(steps) == len(expected)
+    assert {step[:3] for step in steps} == expected
+
+
+def test_a_failed_slot_leaves_its_batch_alone(
+    panels: VideoAR, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    executor = make_executor(panels, slots=3)
+    good = job_of(panels, seed=3)
+    expected = run(executor, 0, good)
+    for slot, seed in enumerate((3, 4, 3)):
+        executor.start(slot, job_of(panels, seed=seed), 0, None, 0)
+    batches = spied(executor, monkeypatch)
+    executor.state.cache.data[:, :, 2, :, 0] = float("nan")
+    results = executor.frame([0, 1, 2], lambda *step: None).wait()
+    assert batches == [[0, 1, 2]]
+    assert isinstance(results[1].error, NumericalError)
+    assert np.array_equal(results[0].frames, expected[:1])
+    assert np.array_equal(results[2].frames, expected[:1])
+    for slot in range(3):
+        executor.clear(slot)
+    assert np.array_equal(run(executor, 1, good), expected)
+
+
+def test_shares_of_a_step_add_up_to_it(panels: VideoAR, monkeypatch: pytest.MonkeyPatch) -> None:
+    executor, clock = make_executor(panels, slots=4), iter(range(1000))
+    monkeypatch.setattr("videoar.runtime.executor.time.perf_counter", lambda: next(clock))
+    for slot in range(4):
+        executor.start(slot, job_of(panels, seed=slot), 0, None, 0)
+    steps = []
+    results = executor.frame(range(4), lambda *step: steps.append(step)).wait()
+    scales = executor.num_scales
+    # The clock goes on by one whenever it is read: at the beginning, at every scale, in the end.
+    assert [seconds for *_, seconds in steps] == [0.25] * 4 * scales
+    assert [result.seconds["transformer"] for result in results.values()] == [(scales + 1) / 4] * 4
+    assert [result.seconds["decoder"] for result in results.values()] == [1] * 4
 
 
 def test_ring_equals_full_cache_inside_the_window(model: VideoAR) -> None:

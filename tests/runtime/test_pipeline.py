@@ -7,9 +7,11 @@ import pytest
 import torch
 
 from videoar.runtime.config import ModelConfig
-from videoar.runtime.errors import CheckpointError
+from videoar.runtime.errors import CapacityError, CheckpointError
+from videoar.runtime.executor import ModelExecutor
 from videoar.runtime.model_folder import load_tokenizer, save_model
 from videoar.runtime.pipeline import VideoAR
+from videoar.runtime.plan import EngineSettings, MemoryPlan
 from videoar.runtime.presets import PRESETS
 from videoar.runtime.text import byte_tokenizer, encode_prompt
 
@@ -30,6 +32,60 @@ def test_batched_equals_single(model: VideoAR) -> None:
     assert together.seeds == (4, 5, 6)
     counted = model.generate(prompts=PROMPTS, seed=4, num_frames=9, guidance=2)
     assert np.array_equal(counted.frames, together.frames)
+
+
+def test_more_videos_at_once_take_the_place_of_fewer(tiny_folder: Path) -> None:
+    model = VideoAR.from_pretrained(tiny_folder)
+    model.generate(PROMPTS[0], num_frames=1)
+    (one,) = model._idle
+    model.generate(PROMPTS, num_frames=1)
+    (three,) = model._idle
+    assert (one.slots, three.slots) == (1, 3)
+    assert not hasattr(one, "state")
+    model.generate(PROMPTS[0], num_frames=1)
+    assert model._idle == [three]
+    # While the three slots are taken, another executor is made, and both are kept.
+    stream = model.stream(PROMPTS[0], num_frames=5)
+    next(stream)
+    model.generate(PROMPTS[1], num_frames=1)
+    list(stream)
+    assert sorted(executor.slots for executor in model._idle) == [1, 3]
+    model.generate(PROMPTS * 3, num_frames=1)
+    assert sorted(executor.slots for executor in model._idle) == [1, 8]
+
+
+def test_as_many_at_once_as_fit(tiny_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    model = VideoAR.from_pretrained(tiny_folder)
+    expected = model.generate(PROMPTS, seed=4, num_frames=5).frames
+    slots = [MemoryPlan.of(EngineSettings(config=model.config, slots=n)).created for n in (1, 2, 3)]
+
+    live = []
+
+    class Counted(ModelExecutor):
+        def __init__(self, *arguments: object) -> None:
+            super().__init__(*arguments)
+            live.append(self.slots)
+
+        def close(self) -> None:
+            super().close()
+            live.remove(self.slots)
+
+    def available(device: object) -> int:
+        return slots[2] - 1 - sum(slots[count - 1] for count in live)
+
+    monkeypatch.setattr("videoar.runtime.executor.ModelExecutor", Counted)
+    monkeypatch.setattr("videoar.runtime.memory.available_bytes", available)
+    monkeypatch.setattr("videoar.runtime.plan.available_bytes", available)
+    small = VideoAR.from_pretrained(tiny_folder)
+    small.generate(PROMPTS[0], num_frames=1)
+    assert np.array_equal(small.generate(PROMPTS, seed=4, num_frames=5).frames, expected)
+    (two,) = small._idle
+    assert two.slots == 2
+    assert np.array_equal(small.generate(PROMPTS, seed=4, num_frames=5).frames, expected)
+    assert small._idle == [two]
+    slots[2] = slots[1] + slots[0]
+    with pytest.raises(CapacityError, match="1 slot with a window of 4 frames on cpu; largest"):
+        VideoAR.from_pretrained(tiny_folder).generate(PROMPTS, num_frames=1)
 
 
 def test_stream_equals_generate(model: VideoAR) -> None:
