@@ -172,7 +172,7 @@ class CompiledVideoAR(EagerVideoAR):
         return self._stack(x, cos, sin, self._mask(tables, end), self._keys[begin:end])
 
     def _sample(self, logits: Tensor, strength: float, temperature: float, guided: bool) -> Tensor:
-        strengths = torch.tensor(strength, device=logits.device)
+        strengths = torch.full((), strength, device=logits.device)
         with compiling():
             return kept(self._compiled_sample(logits, strengths, temperature, guided))
 

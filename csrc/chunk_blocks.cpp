@@ -30,7 +30,7 @@ void check_sequence(const ChunkSequence &sequence) {
   for (int64_t i = 0; i < starts[0]; ++i)
     VIDEOAR_CHECK(sequence.ends[i] == i + 1, "ends[", i, "] = ", sequence.ends[i], " of text");
   for (int64_t frame = 0; frame < sequence.frames; ++frame) {
-    VIDEOAR_CHECK(starts[frame] < starts[frame + 1], "starts[", frame, "] = ", starts[frame]);
+    VIDEOAR_CHECK(starts[frame] <= starts[frame + 1], "starts[", frame, "] = ", starts[frame]);
     for (int64_t i = starts[frame]; i < starts[frame + 1]; ++i) {
       const int64_t end = sequence.ends[i], before = i > starts[frame] ? sequence.ends[i - 1] : 0;
       VIDEOAR_CHECK(end > i && end >= before && end <= starts[frame + 1], "ends[", i, "] = ", end);

@@ -11,7 +11,7 @@ namespace videoar {
 struct ChunkSequence {
   int64_t batch, length, frames;
   const int64_t *ends;         // [length], one behind the last token of the query's chunk
-  const int64_t *starts;       // [frames + 1], first token of each frame, and the length
+  const int64_t *starts;       // [frames + 1], first token of each frame, maybe empty; the length
   const int64_t *text_lengths; // [batch], real text tokens; null: all before starts[0]
   const uint8_t *visible;      // [query frame, key frame] of a row; null: every earlier frame is
   int64_t visible_row, visible_frame; // elements between two rows, and two query frames

@@ -50,7 +50,8 @@ def cached_attention(
         `[B,H,L,D]` in the dtype of q, 0 in a row without keys.
 
     Raises:
-        ValueError: a shape, dtype, device or segment that does not fit, or an unknown `impl`.
+        ValueError: a shape, dtype, device or segment that does not fit, an unknown `impl`, or on a
+            GPU a gradient to be recorded, which its kernel has none of.
         ImportError: `impl` "flash" without its package.
     """
     if impl not in (None, *_ALTERNATIVES):

@@ -12,6 +12,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from videoar.kernels.dispatch import refuse_recording
 from videoar.kernels.jit import interpreted, jit, pdl_options, tl, triton, wait_then_release
 
 LOG2_E = 1.4426950408889634
@@ -192,9 +193,11 @@ def cached_attention_tiles(
     # float32 and widths over 128 take twice the memory and registers a row.
     if itemsize > 2 or width > 128:
         block_m, block_n = min(block_m, 64), 32
+    # float32 products take no matrix instruction: with 4 warps they keep 10 KB on the stack.
+    num_warps = 8 if block_m == 128 or itemsize > 2 else 4
     programs = batch * groups * triton.cdiv(rows, block_m)
     splits = min(PROGRAMS // programs, capacity // (2 * block_n), MAX_SPLITS)
-    return Tiles(block_m, block_n, max(splits, 1), 8 if block_m == 128 else 4, 2)
+    return Tiles(block_m, block_n, max(splits, 1), num_warps, 2)
 
 
 def cached_attention_triton(
@@ -214,6 +217,7 @@ def cached_attention_triton(
     batch, heads, length, width = q_BHLD.shape
     groups, capacity = k_cache.shape[1:3]
     _check(q_BHLD, k_cache, v_cache)
+    refuse_recording("cached_attention", q=q_BHLD, k_cache=k_cache, v_cache=v_cache)
     # Laid out as [B,L,H,D], so that the projection behind it reads a view.
     out = q_BHLD.new_empty(batch, length, heads, width).transpose(1, 2)
     if out.numel() == 0:

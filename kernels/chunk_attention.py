@@ -16,7 +16,7 @@ from torch.nn.functional import scaled_dot_product_attention
 
 from videoar.kernels.chunk_attention_cpp import chunk_attention_cpp, chunk_attention_cpp_grad
 from videoar.kernels.chunk_attention_triton import chunk_attention_triton
-from videoar.kernels.chunk_blocks import Chunks
+from videoar.kernels.chunk_blocks import Chunks, frames_of
 from videoar.kernels.dispatch import select
 from videoar.kernels.rows import check_devices
 from videoar.kernels.values import values_known
@@ -232,7 +232,7 @@ def _video_mask(
     causal = chunk_N[None, :] <= chunk_N[:, None]
     if frame_visible is None:
         return causal[None]
-    frame_N = schedule.frame_ids().to(device)
+    frame_N = frames_of(schedule).to(device)
     visible = frame_visible.to(device)
     visible = visible if visible.dim() == 3 else visible[None]
     seen = visible[:, frame_N][:, :, frame_N]

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from videoar.kernels.chunk_blocks import Chunks
+from videoar.kernels.chunk_blocks import Chunks, frames_of
 from videoar.kernels.cpp import _C, DTYPE_CODES, address
 
 
@@ -127,7 +127,7 @@ def _call(
 def _tokens(schedule: Chunks, text_len: int) -> _Tokens:
     # Tables kept from inside inference mode could not be used by a recorded call later.
     with torch.inference_mode(False):
-        chunk, frame = schedule.chunk_ids(), schedule.frame_ids()
+        chunk, frame = schedule.chunk_ids(), frames_of(schedule)
         text = torch.arange(text_len)
         ends = torch.cat([text + 1, text_len + torch.searchsorted(chunk, chunk, right=True)])
         count = int(frame.max()) + 1 if len(frame) else 0

@@ -10,13 +10,14 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from videoar.kernels.cached_attention_triton import LOG2_E, MAX_WIDTH, dot_dtype
-from videoar.kernels.chunk_attention_backward import launch_backward
+from videoar.kernels.chunk_attention_backward import backward_tiles, launch_backward
 from videoar.kernels.chunk_blocks import (
     OPERANDS_IN_SHARED,
     Chunks,
     Tiles,
     Visibility,
     block_lists,
+    check_span,
     shared_limit,
     token_table,
     visibility,
@@ -191,7 +192,8 @@ def chunk_attention_tiles(length: int, width: int, itemsize: int, shared_limit: 
     """Tiles of the forward pass for heads of `width` on a device with that much shared memory."""
     block_d = max(16, triton.next_power_of_2(width))
     if itemsize > 2 or block_d > 128:
-        return Tiles(min(64, _block(length)), 32, 4, 2)
+        # float32 products take no matrix instruction: with 4 warps they keep 8 KB on the stack.
+        return Tiles(min(64, _block(length)), 32, 8 if itemsize > 2 else 4, 2)
     if shared_limit < OPERANDS_IN_SHARED:
         return Tiles(min(64, _block(length)), 32, 8, 2)
     block_m = min(128, _block(length))
@@ -228,6 +230,12 @@ def chunk_attention_triton(
             f"q: the Triton kernel takes D up to {MAX_WIDTH}, got {list(q_BHLD.shape)}"
         )
     scale = q_BHLD.shape[-1] ** -0.5 if scale is None else scale
+    wanted = any(x.requires_grad for x in (q_BHLD, k_BGLD, v_BGLD)) and q_BHLD.numel()
+    if wanted and torch.is_grad_enabled():
+        # What the backward would refuse is refused here, before anything is launched.
+        for one in backward_tiles(q_BHLD.shape[3], q_BHLD.itemsize, shared_limit(q_BHLD.device)):
+            blocks = (one.block_m, one.block_n)
+            check_span(token_table(schedule, text_len, *blocks, q_BHLD.device), frame_visible)
     out, lse = _ChunkAttention.apply(
         q_BHLD, k_BGLD, v_BGLD, schedule, text_len, text_lengths, frame_visible, scale
     )

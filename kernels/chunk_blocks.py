@@ -12,7 +12,7 @@ the block; a second one classifies the tiles from these words and from the extre
 over each block. They move about 24 bytes a pair of blocks and 4 bytes for each visible one.
 """
 
-from functools import lru_cache
+from functools import cache
 from typing import NamedTuple, Protocol
 
 import torch
@@ -30,7 +30,19 @@ class Chunks(Protocol):
         """Chunk of each video token, int64 `[num_tokens]`, not decreasing."""
 
     def frame_ids(self) -> Tensor:
-        """Frame of each video token, int64 `[num_tokens]`."""
+        """Frame of each video token, int64 `[num_tokens]`, from 0 on, not decreasing."""
+
+
+def frames_of(schedule: Chunks) -> Tensor:
+    """Its `frame_ids`.
+
+    Raises:
+        ValueError: a frame in front of an earlier one, or a negative one.
+    """
+    frame = schedule.frame_ids()
+    if (frame < 0).any() or (frame.diff() < 0).any():
+        raise ValueError("schedule: expected frames from 0 on that do not decrease")
+    return frame
 
 
 # Bytes of shared memory of one program, and which targets have it.
@@ -73,7 +85,8 @@ class TokenTable(NamedTuple):
     key_span: int
 
 
-@lru_cache(maxsize=64)
+# Kept for good: captured graphs read the tables where they are.
+@cache
 def token_table(
     schedule: Chunks, text_len: int, block_m: int, block_n: int, device: torch.device
 ) -> TokenTable:
@@ -84,16 +97,13 @@ def token_table(
         block; queries `[blocks, 4]` of (least end, largest end, first frame, last frame) over
         block_m tokens; keys `[blocks, 2]` of (first frame, last frame) over block_n tokens; the
         number of frames, text included; the most frames of a block of queries, and of keys.
-
-    Raises:
-        ValueError: more than 30 frames in one block of keys.
     """
     # A table kept from inside inference mode could not be saved for a backward pass later.
     with torch.inference_mode(False):
         chunk = schedule.chunk_ids()
         text = torch.arange(text_len)
         end = torch.cat([text + 1, text_len + torch.searchsorted(chunk, chunk, right=True)])
-        frame = torch.cat([torch.zeros_like(text), schedule.frame_ids() + 1])
+        frame = torch.cat([torch.zeros_like(text), frames_of(schedule) + 1])
         ends, frames = end.split(block_m), frame.split(block_m)
         queries = [
             [int(x) for x in (e.min(), e.max(), f.min(), f.max())]
@@ -102,11 +112,6 @@ def token_table(
         keys = [[int(f.min()), int(f.max())] for f in frame.split(block_n)]
         slot = torch.cat([f - f.min() for f in frame.split(block_n)])
         spans = [max(block[-1] - block[-2] + 1 for block in side) for side in (queries, keys)]
-        if spans[1] > MAX_SPAN:
-            raise ValueError(
-                f"schedule: the Triton kernel takes up to {MAX_SPAN} frames in {block_n} tokens, "
-                f"got {spans[1]}"
-            )
         tensors = map(torch.as_tensor, (end, frame, slot, queries, keys))
         tensors = (x.to(torch.int32).to(device) for x in tensors)
         return TokenTable(*tensors, int(frame.max()) + 1, *spans)
@@ -234,10 +239,24 @@ class Visibility(NamedTuple):
     per_sample: bool
 
 
+def check_span(table: TokenTable, frame_visible: Tensor | None) -> None:
+    """Raise ValueError if more than 30 frames, which may be hidden, are in one block of keys."""
+    if frame_visible is not None and table.key_span > MAX_SPAN:
+        raise ValueError(
+            f"schedule: with frame_visible the Triton kernel takes up to {MAX_SPAN} frames in a "
+            f"block of keys, got {table.key_span}"
+        )
+
+
 def visibility(
     table: TokenTable, text_lengths: Tensor | None, frame_visible: Tensor | None
 ) -> Visibility:
-    """Bring the optional arguments of `chunk_attention` into the form of the kernels."""
+    """Bring the optional arguments of `chunk_attention` into the form of the kernels.
+
+    Raises:
+        ValueError: as `check_span`.
+    """
+    check_span(table, frame_visible)
     device, lengths, words, stride_word = table.end.device, table.end, table.end, 0
     if text_lengths is not None:
         lengths = text_lengths.to(device).contiguous()

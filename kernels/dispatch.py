@@ -98,6 +98,17 @@ def select(
     return implementations[forced]
 
 
+def refuse_recording(op: str, **tensors: Tensor | None) -> None:
+    """For a kernel without a backward: raise where autograd would have to record its call.
+
+    Raises:
+        ValueError: gradients are enabled and one of the tensors requires one.
+    """
+    wanted = [name for name, t in tensors.items() if t is not None and t.requires_grad]
+    if wanted and torch.is_grad_enabled():
+        raise ValueError(f"{wanted[0]}: requires a gradient, the kernel of {op} has no backward")
+
+
 def _form_on_cpu(
     tensor: Tensor, others: Mapping[str, Tensor | None], implementations: Mapping[str, object]
 ) -> tuple[str, str | None]:

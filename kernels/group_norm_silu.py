@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from videoar.kernels.dispatch import select
+from videoar.kernels.dispatch import refuse_recording, select
 from videoar.kernels.group_norm_silu_cpp import group_norm_silu_cpp
 from videoar.kernels.jit import jit, pdl_options, tl, triton, wait_then_release
 from videoar.kernels.rows import check_devices, check_dtype
@@ -49,13 +49,14 @@ def group_norm_silu(
         y, in the shape and dtype of `x`; `out` if it was given.
 
     Raises:
-        ValueError: a shape, dtype or stride that does not fit, naming the argument.
+        ValueError: a shape, dtype or stride that does not fit, or on a GPU a gradient to be
+            recorded, naming the argument.
     """
     if x.dim() != 4 or not x.is_floating_point():
         raise ValueError(f"x: expected floating [T,H,W,C], got {x.dtype} {list(x.shape)}")
     channels = x.shape[3]
-    if groups < 1 or channels % groups:
-        raise ValueError(f"groups: expected a divisor of {channels} channels, got {groups}")
+    if not isinstance(groups, int) or groups < 1 or channels % groups:
+        raise ValueError(f"groups: expected a divisor of {channels} channels, got {groups!r}")
     for name, t in {"weight": weight, "bias": bias}.items():
         if tuple(t.shape) != (channels,) or not t.is_floating_point():
             raise ValueError(
@@ -79,6 +80,21 @@ def group_norm_silu_ref(
 
 
 @jit
+def _pivot(frame_ptr, offs_c, mask_c, pixels, C: tl.constexpr):
+    """Per channel, about where its values are: the median of three cells, for an outlier is none.
+
+    Sums of distances from it: those from 0 would leave nothing of the variance around a far mean.
+    """
+    first = tl.load(frame_ptr + offs_c, mask_c, other=0.0).to(tl.float32)
+    middle_ptr = frame_ptr + (pixels // 2).to(tl.int64) * C
+    middle = tl.load(middle_ptr + offs_c, mask_c, other=0.0).to(tl.float32)
+    last_ptr = frame_ptr + (pixels - 1).to(tl.int64) * C
+    last = tl.load(last_ptr + offs_c, mask_c, other=0.0).to(tl.float32)
+    low, high = tl.minimum(first, middle), tl.maximum(first, middle)
+    return tl.maximum(low, tl.minimum(high, last))
+
+
+@jit
 def _sums_kernel(
     x_ptr,
     sums_ptr,
@@ -93,8 +109,7 @@ def _sums_kernel(
 ):
     """Per channel, sums of d and d^2 over one chunk of a frame's cells: `[T, chunks, 2, C]`.
 
-    d is the distance from the frame's first cell: without it a mean far from zero would leave
-    nothing of the variance. Bytes: x once.
+    d is the distance from the frame's pivot. Bytes: x once.
     """
     if PDL:
         wait_then_release()
@@ -102,7 +117,7 @@ def _sums_kernel(
     offs_c = tl.program_id(1) * BLOCK_C + tl.arange(0, BLOCK_C)
     mask_c = offs_c < C
     frame_ptr = x_ptr + item // chunks * stride_xt
-    pivot = tl.load(frame_ptr + offs_c, mask_c, other=0.0).to(tl.float32)
+    pivot = _pivot(frame_ptr, offs_c, mask_c, pixels, C)
     total = tl.zeros((BLOCK_P, BLOCK_C), tl.float32)
     squares = tl.zeros((BLOCK_P, BLOCK_C), tl.float32)
     first = item % chunks * (TILES * BLOCK_P)
@@ -145,7 +160,7 @@ def _affine_kernel(
     offs_m = tl.arange(0, BLOCK_M)
     mask_m = offs_m < MEMBERS
     offs_c = tl.program_id(1) * MEMBERS + offs_m
-    pivot = tl.load(x_ptr + frame * stride_xt + offs_c, mask_m, other=0.0).to(tl.float32)
+    pivot = _pivot(x_ptr + frame * stride_xt, offs_c, mask_m, pixels, C)
     total = tl.zeros((BLOCK_M,), tl.float32)
     squares = tl.zeros((BLOCK_M,), tl.float32)
     for start in range(0, chunks, BLOCK_K):
@@ -216,6 +231,7 @@ def _group_norm_silu_triton(
     x: Tensor, weight: Tensor, bias: Tensor, groups: int, *, eps: float, out: Tensor | None
 ) -> Tensor:
     check_devices(x=x, weight=weight, bias=bias, out=out)
+    refuse_recording("group_norm_silu", x=x, weight=weight, bias=bias)
     for name, t in {"x": x, "weight": weight, "bias": bias}.items():
         check_dtype(name, t)
     if not x[:1].is_contiguous():
@@ -306,3 +322,5 @@ def _check_out(out: Tensor, x: Tensor) -> None:
         )
     if not out[:1].is_contiguous():
         raise ValueError(f"out: expected contiguous frames, got strides {out.stride()}")
+    if len(out) > 1 and out.stride(0) < out[0].numel():
+        raise ValueError(f"out: frames overlap in memory, got strides {out.stride()}")

@@ -13,6 +13,7 @@ rounding at the end. Bytes that must move: q and k once in, once out; with a cac
 once in and k, v once out.
 """
 
+import math
 from dataclasses import dataclass
 
 import torch
@@ -26,6 +27,7 @@ from videoar.kernels.values import values_known
 
 Sections = tuple[int, int, int]
 _START_DTYPES = (torch.int32, torch.int64)
+_INTEGERS = (torch.uint8, torch.int8, torch.int16, *_START_DTYPES)
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,7 +92,7 @@ def qk_norm_rope(
     Raises:
         ValueError: a shape, dtype or device that does not fit, or a start beyond the capacity.
     """
-    _check_heads(q_BHLD, k_BGLD, positions, sections)
+    _check_heads(q_BHLD, k_BGLD, positions, sections, theta)
     _check_weights(q_BHLD.shape[-1], q_weight, k_weight)
     check_devices(q=q_BHLD, k=k_BGLD, positions=positions, q_weight=q_weight, k_weight=k_weight)
     if cache is not None:
@@ -185,7 +187,7 @@ def _write(cache: Tensor, x_BGLD: Tensor, start: int | Tensor) -> None:
     cache[batch, :, rows] = x.transpose(1, 2)
 
 
-def _check_heads(q: Tensor, k: Tensor, positions: Tensor, sections: Sections) -> None:
+def _check_heads(q: Tensor, k: Tensor, positions: Tensor, sections: Sections, theta: float) -> None:
     q_shape, k_shape = q.shape, k.shape
     if len(q_shape) != 4 or not q.is_floating_point() or q_shape[3] < 2 or q_shape[3] % 2:
         raise ValueError(f"q: expected floating [B,H,L,even D], got {q.dtype} {list(q.shape)}")
@@ -195,7 +197,7 @@ def _check_heads(q: Tensor, k: Tensor, positions: Tensor, sections: Sections) ->
         raise ValueError(
             f"k: expected {q.dtype} [{batch}, G, {length}, {width}], got {k.dtype} {list(k.shape)}"
         )
-    if positions.is_floating_point() or tuple(positions.shape) not in (
+    if positions.dtype not in _INTEGERS or tuple(positions.shape) not in (
         (length, 3),
         (batch, length, 3),
     ):
@@ -203,8 +205,11 @@ def _check_heads(q: Tensor, k: Tensor, positions: Tensor, sections: Sections) ->
             f"positions: expected integer [{length}, 3] or [{batch}, {length}, 3], "
             f"got {positions.dtype} {list(positions.shape)}"
         )
-    if len(sections) != 3 or min(sections) < 0 or sum(sections) != width // 2:
+    counts = len(sections) == 3 and all(isinstance(count, int) for count in sections)
+    if not counts or min(sections) < 0 or sum(sections) != width // 2:
         raise ValueError(f"sections: expected 3 counts that sum to {width // 2}, got {sections}")
+    if not 0 < theta < math.inf:
+        raise ValueError(f"theta: expected above 0, got {theta}")
 
 
 def _check_weights(width: int, q_weight: Tensor | None, k_weight: Tensor | None) -> None:
@@ -222,8 +227,11 @@ def _check_weights(width: int, q_weight: Tensor | None, k_weight: Tensor | None)
 
 def _check_cache(k: Tensor, cache: CacheWrite) -> None:
     batch, groups, length, width = k.shape
-    if cache.v_BGLD.shape != k.shape:
-        raise ValueError(f"cache.v_BGLD: expected {list(k.shape)}, got {list(cache.v_BGLD.shape)}")
+    v = cache.v_BGLD
+    if v.shape != k.shape or not v.is_floating_point():
+        raise ValueError(
+            f"cache.v_BGLD: expected floating {list(k.shape)}, got {v.dtype} {list(v.shape)}"
+        )
     caches = {"cache.k_cache": cache.k_cache, "cache.v_cache": cache.v_cache}
     for name, rows in caches.items():
         shape = rows.shape
@@ -233,6 +241,8 @@ def _check_cache(k: Tensor, cache: CacheWrite) -> None:
                 f"{name}: expected floating [{batch}, {groups}, capacity, {width}], "
                 f"got {rows.dtype} {list(rows.shape)}"
             )
+        if any(n > 1 and not stride for n, stride in zip(shape, rows.stride(), strict=True)):
+            raise ValueError(f"{name}: expected rows apart, got strides {rows.stride()}")
     start = cache.start
     if not isinstance(start, int | Tensor):
         raise ValueError(f"cache.start: expected an int or int32 or int64 [{batch}], got {start!r}")
@@ -242,7 +252,7 @@ def _check_cache(k: Tensor, cache: CacheWrite) -> None:
             f"cache.start: expected an int or int32 or int64 [{batch}], "
             f"got {start.dtype} {list(start.shape)}"
         )
-    check_devices(k=k, **{"cache.v_BGLD": cache.v_BGLD}, **caches, **on_device)
+    check_devices(k=k, **{"cache.v_BGLD": v}, **caches, **on_device)
     capacity = min(cache.k_cache.shape[2], cache.v_cache.shape[2])
     starts = [start]
     if on_device:

@@ -1,6 +1,6 @@
 """What the forward and backward kernels of `qk_norm_rope` share: angles, tiles, layouts."""
 
-from functools import lru_cache
+from functools import cache
 
 import torch
 from torch import Tensor
@@ -67,7 +67,8 @@ def qk_norm_rope_tiles(tokens: int, width: int) -> tuple[int, int, int]:
     return block_t, block_p, min(max(block_t * block_p // 256, 1), 4)
 
 
-@lru_cache(maxsize=32)
+# Kept for good: captured graphs read the table where it is.
+@cache
 def rope_frequencies(pairs: int, theta: float, device: torch.device) -> Tensor:
     """theta^(-i / pairs), float32, computed in float64 once."""
     # A table kept from inside inference mode could not be saved for a backward pass later.

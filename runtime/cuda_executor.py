@@ -8,6 +8,7 @@ So frame n + 1 is computed while frame n becomes pixels; the host only waits for
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from functools import partial
 
 import numpy as np
 import torch
@@ -122,9 +123,8 @@ class CudaExecutor(ModelExecutor):
             state = self.decoder_states[slot]
             for first in (False, True):
                 state.started = not first
-                self.decoder_graphs.capture(
-                    (slot, first), lambda slot=slot, first=first: self._decode(slot, first), {}
-                )
+                call = partial(self._decode_pixels, slot, first)
+                self.decoder_graphs.capture((slot, first), call, {})
         for view in (self.state.frames, self.state.draws, self.state.failed):
             view.zero_()
         torch.cuda.synchronize(self.transformer.sos.device)
@@ -136,6 +136,8 @@ class CudaExecutor(ModelExecutor):
         memory = (weight.dtype, weight.device)
         self.text_row = StaticCache(self.transformer.config, row, 1, *memory)
         self.text = torch.zeros(1, layout.max_text, dtype=torch.int64, device=weight.device)
+        # Both are filled on another stream than the graphs'.
+        torch.cuda.synchronize(weight.device)
         for length in reversed(_lengths(layout.max_text)):
             tokens = self.text[:, :length]
             self.graphs.capture(
@@ -212,7 +214,7 @@ class CudaExecutor(ModelExecutor):
         run, started = self.running[slot], self.decoder_states[slot].started
         return run.first + run.frame, self.temporal_compression if started else 1
 
-    def _decode(self, slot: int, first: bool) -> None:
+    def _decode_pixels(self, slot: int, first: bool) -> None:
         """What a decoder graph holds; the flag decides on the host which of two forms it is."""
         self.decoder_states[slot].started = not first
         frames = self.decoder.step(self.latents[slot], self.decoder_states[slot])

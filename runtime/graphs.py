@@ -7,12 +7,15 @@ given separate sets.
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from threading import Lock
 
 import torch
 from torch import Tensor
 
 # Calls before the capture: Triton compiles in the first, libraries choose in it.
 _WARM_UP = 2
+# torch captures one graph at a time.
+_CAPTURING = Lock()
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,7 +50,9 @@ class GraphSet:
                 call()
         self.stream.synchronize()
         graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(graph, pool=self._pool, stream=self.stream):
+        # Other threads may go on with what a capture forbids, such as waiting for their events.
+        mode = {"capture_error_mode": "thread_local"}
+        with _CAPTURING, torch.cuda.graph(graph, pool=self._pool, stream=self.stream, **mode):
             call()
         self._pool = graph.pool()
         self._captured[name] = _Captured(graph, {key: _key(t) for key, t in buffers.items()})

@@ -20,7 +20,9 @@ def available_bytes(device: torch.device | str) -> int:
     """Memory that can be had now: on a CPU what the kernel could free is counted in."""
     device = torch.device(device)
     if device.type == "cuda":
-        return torch.cuda.mem_get_info(device)[0]
+        # Blocks that torch keeps for reuse are free, though the driver does not know it.
+        kept = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
+        return torch.cuda.mem_get_info(device)[0] + kept
     path = Path("/proc/meminfo")
     if path.exists():
         for line in path.read_text().splitlines():

@@ -43,12 +43,16 @@ class Chunk:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ChunkSchedule:
-    """The chunks of one sequence in decoding order. Offsets are consecutive from 0."""
+    """The chunks of one sequence in decoding order. Offsets are consecutive from 0.
+
+    Raises:
+        ValueError: offsets with gaps, a length that does not fit, or a frame before an earlier one.
+    """
 
     chunks: tuple[Chunk, ...]
 
     def __post_init__(self) -> None:
-        end = 0
+        end = frame = 0
         for index, chunk in enumerate(self.chunks):
             count = len(chunk.cells) or chunk.grid[0] * chunk.grid[1]
             if chunk.offset != end or chunk.length < 1 or chunk.length != count:
@@ -56,7 +60,11 @@ class ChunkSchedule:
                     f"chunks[{index}]: expected offset {end} and length {count}, "
                     f"got {chunk.offset} and {chunk.length}"
                 )
-            end += chunk.length
+            if chunk.frame < frame:
+                raise ValueError(
+                    f"chunks[{index}]: expected frame {frame} or later, got {chunk.frame}"
+                )
+            end, frame = end + chunk.length, chunk.frame
 
     @classmethod
     def video(cls, num_latent_frames: int, sizes: Sizes) -> "ChunkSchedule":

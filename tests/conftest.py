@@ -64,6 +64,12 @@ def instruction_set(name: str) -> Iterator[None]:
         _C.set_isa(before)
 
 
+def pytest_itemcollected(item: pytest.Item) -> None:
+    """Where there is a GPU, what only Triton's kernels do is tested on it."""
+    if "triton_device" in getattr(item, "fixturenames", ()) and torch.cuda.is_available():
+        item.add_marker(pytest.mark.gpu)
+
+
 def pytest_runtest_setup(item: pytest.Item) -> None:
     if item.get_closest_marker("gpu") and not torch.cuda.is_available():
         pytest.skip("needs a CUDA device")

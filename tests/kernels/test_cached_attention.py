@@ -208,3 +208,13 @@ def test_the_kernel_refuses(dtype, width, strided, message, triton_device):
     segments = torch.zeros(3, 1, 2, dtype=torch.int32, device=triton_device)
     with pytest.raises(ValueError, match=f"^{message}"):
         cached_attention(**case, segments=segments)
+
+
+def test_the_kernel_records_nothing(triton_device):
+    """It has no backward; a result without one would stop gradients in silence."""
+    q, k, v = (x.to(triton_device) for x in random_case())
+    segments = torch.zeros(3, 1, 2, dtype=torch.int32, device=triton_device)
+    with pytest.raises(ValueError, match=r"^k_cache: requires a gradient"):
+        cached_attention(q, k.requires_grad_(), v, segments)
+    with torch.no_grad():
+        assert not cached_attention(q, k, v, segments).any()

@@ -2,6 +2,7 @@
 
 import itertools
 import math
+from dataclasses import replace
 
 import pytest
 import torch
@@ -17,7 +18,8 @@ from videoar.kernels.chunk_attention import (
 from videoar.kernels.chunk_attention_backward import backward_tiles
 from videoar.kernels.chunk_attention_triton import chunk_attention_tiles
 from videoar.kernels.chunk_blocks import block_lists, token_table, visibility
-from videoar.runtime.schedule import ChunkSchedule
+from videoar.kernels.dispatch import forced_backend, use_backend
+from videoar.runtime.schedule import Chunk, ChunkSchedule
 
 TRITON = CPP = True
 pytestmark = pytest.mark.usefixtures("poisoned")
@@ -447,7 +449,59 @@ def test_the_kernel_refuses(dtype, width, triton_device):
 
 
 def test_the_kernel_refuses_too_many_frames_in_a_block(triton_device):
+    """Where they may be hidden; what only the backward could not do is refused by the forward."""
     schedule = ChunkSchedule.video(40, ((1, 1),))
     qkv = random_qkv(1, schedule.num_tokens, device=triton_device)
-    with pytest.raises(ValueError, match=r"^schedule: .* up to 30 frames in 32 tokens, got 32"):
-        chunk_attention(*qkv, schedule)
+    visible = torch.ones(40, 40, dtype=torch.bool, device=triton_device)
+    message = "^schedule: with frame_visible .* up to 30 frames in a block of keys, got 32"
+    with pytest.raises(ValueError, match=message):
+        chunk_attention(*qkv, schedule, frame_visible=visible)
+    assert chunk_attention(*qkv, schedule).isfinite().all()
+    pairs = ChunkSchedule.video(40, ((1, 2),))
+    qkv = [x.requires_grad_() for x in random_qkv(1, pairs.num_tokens, device=triton_device)]
+    with pytest.raises(ValueError, match=message):
+        chunk_attention(*qkv, pairs, frame_visible=visible)
+    with torch.no_grad():
+        assert chunk_attention(*qkv, pairs, frame_visible=visible).isfinite().all()
+    chunk_attention(*qkv, pairs).sum().backward()
+
+
+@pytest.mark.parametrize("frames", [(3, 3, 5), (1, 2, 3), (0, 0, 2)])
+@pytest.mark.parametrize("hidden", [False, True])
+def test_frames_may_begin_late_and_leave_gaps(frames, hidden, device, assert_near):
+    chunks = tuple(
+        Chunk(offset=2 * i, length=2, frame=frame, scale=0, grid=(1, 2))
+        for i, frame in enumerate(frames)
+    )
+    schedule = ChunkSchedule(chunks=chunks)
+    visible = torch.rand(6, 6, device=device) < 0.5 if hidden else None
+    options = {"text_len": 3, "frame_visible": visible}
+    qkv = random_qkv(2, 3 + schedule.num_tokens, device=device)
+    results = []
+    for backend in (None, "reference"):
+        leaves = [x.clone().requires_grad_() for x in qkv]
+        with use_backend(backend or forced_backend()):
+            out = chunk_attention(*leaves, schedule, **options)
+            out.square().sum().backward()
+        results.append([out, *(x.grad for x in leaves)])
+    for got, expected in zip(*results, strict=True):
+        assert_near(got, expected)
+
+
+def test_frames_do_not_come_back():
+    chunk = Chunk(offset=0, length=1, frame=1, scale=0, grid=(1, 1))
+    with pytest.raises(ValueError, match=r"^chunks\[1\]: expected frame 1 or later, got 0"):
+        ChunkSchedule(chunks=(chunk, replace(chunk, offset=1, frame=0)))
+
+    class Strange:
+        num_tokens = 2
+
+        def chunk_ids(self):
+            return torch.arange(2)
+
+        def frame_ids(self):
+            return torch.tensor([1, 0])
+
+    qkv = random_qkv(1, 2)
+    with pytest.raises(ValueError, match=r"^schedule: expected frames"):
+        chunk_attention(*qkv, Strange())

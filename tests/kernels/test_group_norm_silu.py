@@ -105,6 +105,18 @@ def test_nan_stays_in_its_frame_and_group(device):
     assert y.isfinite().all()
 
 
+@pytest.mark.parametrize("cell", [0, 31 * 64 + 32, -1])
+def test_an_outlier_costs_no_digit(cell, device, assert_near):
+    """Also where it is one of the cells that tell where the values of a channel are."""
+    x, weight, bias, groups = inputs((1, 64, 64, 32, 8), device)
+    x.flatten(1, 2)[0, cell] += 300
+    got = group_norm_silu(x, weight, bias, groups)
+    expected = brute(x, weight, bias, groups, 1e-6)
+    for y in (got, expected):
+        y.flatten(1, 2)[0, cell] = 0
+    assert_near(got, expected)
+
+
 def test_output_buffer(device):
     """Behind other frames in a larger buffer, which stay as they were; and in place."""
     x, weight, bias, groups = inputs((2, 3, 5, 12, 4), device)
@@ -175,6 +187,12 @@ def test_refuses(triton_device):
         group_norm_silu(x[0], weight, bias, 3)
     with pytest.raises(ValueError, match=r"^groups: expected a divisor of 6 channels, got 4"):
         group_norm_silu(x, weight, bias, 4)
+    with pytest.raises(ValueError, match=r"^groups: expected a divisor of 6 channels, got 3.0"):
+        group_norm_silu(x, weight, bias, 3.0)
+    with pytest.raises(ValueError, match=r"^weight: requires a gradient"):
+        group_norm_silu(x, weight.clone().requires_grad_(), bias, 3)
+    with pytest.raises(ValueError, match=r"^out: frames overlap"):
+        group_norm_silu(x.expand(2, -1, -1, -1), weight, bias, 3, out=x.expand(2, -1, -1, -1))
     with pytest.raises(ValueError, match=r"^bias: expected"):
         group_norm_silu(x, weight, bias[:3], 3)
     with pytest.raises(ValueError, match=r"^out: expected torch.float32"):

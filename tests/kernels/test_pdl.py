@@ -7,6 +7,7 @@ import json
 import os
 import subprocess
 import sys
+from functools import cache
 from importlib import import_module
 
 import pytest
@@ -172,8 +173,13 @@ def run_rope(x):
 def run_attention(x):
     q = x.view(1, 2, 16, 64)
     cache = q.repeat(1, 1, 32, 1)
-    segments = torch.tensor([[[0, 300], [400, 100]]], dtype=torch.int32, device=x.device)
-    return cached_attention(q, cache, cache, segments)
+    return cached_attention(q, cache, cache, segments_on(x.device))
+
+
+@cache
+def segments_on(device):
+    # A copy from the host cannot be captured.
+    return torch.tensor([[[0, 300], [400, 100]]], dtype=torch.int32, device=device)
 
 
 def run_next_scale(x):

@@ -252,7 +252,24 @@ def test_refuses_cache_overflow(start):
         ),
         ({"cache": CacheWrite(*torch.zeros(2, 2, 2, 5, 16), META[..., :8], 0)}, "cache.v_cache"),
         ({"cache": CacheWrite(*torch.zeros(2, 2, 2, 5, 16), META, 0)}, "cache.v_cache"),
-        ({"cache": CacheWrite(*torch.zeros(3, 2, 2, 5, 16).int(), 0)}, "cache.k_cache"),
+        ({"positions": torch.zeros(5, 3).bool()}, "positions"),
+        ({"positions": torch.zeros(5, 3).to(torch.complex64)}, "positions"),
+        ({"sections": (2.5, 2.5, 3)}, "sections"),
+        ({"theta": 0.0}, "theta"),
+        ({"theta": float("nan")}, "theta"),
+        ({"cache": CacheWrite(*torch.zeros(3, 2, 2, 5, 16).int(), 0)}, "cache.v_BGLD"),
+        (
+            {"cache": CacheWrite(torch.zeros(2, 2, 5, 16), *torch.zeros(2, 2, 2, 5, 16).int(), 0)},
+            "cache.k_cache",
+        ),
+        (
+            {
+                "cache": CacheWrite(
+                    *torch.zeros(2, 2, 2, 5, 16), torch.zeros(2, 1, 5, 16).expand(-1, 2, -1, -1), 0
+                )
+            },
+            "cache.v_cache",
+        ),
         ({"cache": CacheWrite(*torch.zeros(3, 2, 2, 5, 16), 0.0)}, "cache.start"),
         ({"cache": CacheWrite(*torch.zeros(3, 2, 2, 5, 16), torch.zeros(3).int())}, "cache.start"),
         ({"cache": CacheWrite(*torch.zeros(3, 2, 1, 5, 16), 0)}, "cache.v_BGLD"),

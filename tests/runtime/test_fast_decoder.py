@@ -78,7 +78,7 @@ def relative_error(got: Tensor, expected: Tensor) -> float:
 @pytest.fixture
 def exact_float32():
     """A GPU's convolutions would round their float32 inputs to TF32."""
-    with torch.backends.cudnn.flags(allow_tf32=False):
+    with torch.backends.cudnn.flags(enabled=True, allow_tf32=False):
         yield
 
 

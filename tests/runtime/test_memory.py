@@ -23,6 +23,13 @@ def test_cache_larger_than_the_machine() -> None:
     assert 0 < caught.value.available <= memory.total_bytes("cpu")
 
 
+def test_what_torch_keeps_for_reuse_is_free(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name, value in {"memory_reserved": 7, "memory_allocated": 4}.items():
+        monkeypatch.setattr(torch.cuda, name, lambda device, value=value: value)
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (100, 1000))
+    assert memory.available_bytes("cuda") == 103
+
+
 def test_weights_larger_than_what_is_free(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(memory, "available_bytes", lambda device: 10**9)
     with pytest.raises(CapacityError, match="the weights on cpu") as caught:
