@@ -3,8 +3,6 @@
 The entries of one model and batch come from the same clips: see `videoar.benchmarks.suite_race`.
 """
 
-from functools import lru_cache
-
 import pytest
 
 from videoar.benchmarks.floor_parts import rows_per_token
@@ -43,7 +41,7 @@ def bench_generate(benchmark, suite: Suite, case: Case) -> None:
     if case.way not in samples:
         reason = "this way does not have the part"
         suite.cannot_run(case.model, case.part, reason, batch=case.batch, way=case.way)
-    cost = _costs(suite, case.model, case.batch)[case.part]
+    cost = _costs(suite, case)[case.part]
     entry = Entry(
         model=case.model,
         way=case.way,
@@ -95,19 +93,20 @@ def _samples(recorded: Recorded, case: Case) -> dict[str, list[float]]:
     return found
 
 
-@lru_cache
-def _costs(suite: Suite, model: str, batch: int) -> dict[str, Cost]:
-    size = suite.dtype.itemsize
-    if model in PAR_PRESETS:
+def _costs(suite: Suite, case: Case) -> dict[str, Cost]:
+    batch, size = case.batch, suite.dtype.itemsize
+    if case.model in PAR_PRESETS:
         rows = batch * (1 + SAMPLING.guided)
-        return par_costs(PAR_PRESETS[model], suite.limits, sequences=rows, itemsize=size)
-    config = PRESETS[model]
-    settings = EngineSettings(config=config, slots=batch, dtype=suite.dtype, device=suite.device)
+        return par_costs(PAR_PRESETS[case.model], suite.limits, sequences=rows, itemsize=size)
+    config, together = PRESETS[case.model], batch
+    if case.way in ("videoar", "bare"):
+        memory = {"dtype": suite.dtype, "device": suite.device}
+        together = EngineSettings(config=config, slots=batch, **memory).together
     return video_costs(
         config,
         suite.limits,
         sequences=rows_per_token(config),
         itemsize=size,
-        batch=settings.together,
-        times=batch / settings.together,
+        batch=together,
+        times=batch / together,
     )

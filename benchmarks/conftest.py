@@ -3,8 +3,12 @@
 `pytest benchmarks --benchmark-only` runs what the device can do in minutes. See docs/benchmarks.md.
 """
 
+import json
+import math
 import shlex
 from collections.abc import Iterator
+from datetime import datetime, timezone
+from pathlib import Path
 
 import pytest
 
@@ -58,6 +62,8 @@ def _suite(config: pytest.Config) -> object:
         if option(name) is not None and option(name) < 1:
             raise pytest.UsageError(f"{name}: at least 1, got {option(name)}")
     seconds = option("--suite-seconds")
+    if seconds is not None and not 0 < seconds < math.inf:
+        raise pytest.UsageError(f"--suite-seconds: expected above 0, got {seconds}")
     if seconds is None and device == "cpu" and not selection.requested:
         seconds = 570.0
     suite = Suite(
@@ -129,10 +135,11 @@ def pytest_terminal_summary(
     if suite is None or not suite.not_run:
         return
     terminalreporter.section("not run")
-    line = "{:<14}{:<8}{:<12}{:<14}{}"
-    terminalreporter.write_line(line.format(*_HEADS))
-    for row in suite.not_run:
-        terminalreporter.write_line(line.format(*(str(row[name]) for name in _HEADS)))
+    rows = [_HEADS, *([str(row[name]) for name in _HEADS] for row in suite.not_run)]
+    *widths, _ = (max(map(len, column)) for column in zip(*rows, strict=True))
+    for row in rows:
+        cells = [cell.ljust(width) for cell, width in zip(row, widths, strict=False)]
+        terminalreporter.write_line("  ".join([*cells, row[-1]]))
 
 
 @pytest.hookimpl(optionalhook=True)
@@ -143,6 +150,22 @@ def pytest_benchmark_update_json(
     suite = config.stash.get(_SUITE, None)
     if suite is None:
         return
+    output_json |= _whole_run(config, suite)
+
+
+@pytest.hookimpl(trylast=True)
+def pytest_sessionfinish(session: pytest.Session) -> None:
+    """pytest-benchmark writes nothing where nothing ran: the reasons are written here."""
+    config = session.config
+    suite, path = config.stash.get(_SUITE, None), config.getoption("benchmark_json", None)
+    if suite is None or path is None or not suite.not_run or config._benchmarksession.benchmarks:
+        return
+    date = datetime.now(timezone.utc).isoformat()
+    document = {"datetime": date, "benchmarks": [], **_whole_run(config, suite)}
+    Path(path).write_text(json.dumps(document, indent=4) + "\n")
+
+
+def _whole_run(config: pytest.Config, suite: object) -> dict[str, object]:
     words = [str(word) for word in config.invocation_params.args]
-    output_json["not_run"] = suite.not_run
-    output_json["suite"] = {**suite.document(), "command": f"pytest {shlex.join(words)}"}
+    command = f"pytest {shlex.join(words)}"
+    return {"not_run": suite.not_run, "suite": {**suite.document(), "command": command}}

@@ -9,11 +9,13 @@ something slower; 2 where there is nothing to report. See docs/benchmarks.md.
 
 import argparse
 import json
+import math
 import re
 import shlex
 import subprocess
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
@@ -31,7 +33,13 @@ from videoar.benchmarks.report_plots import draw
 from videoar.benchmarks.report_tables import markdown, readme_block
 
 JSON, MARKDOWN, SUITE = "report.json", "report.md", "suite.json"
+_REPORT, _SUITE_JSON = f"the {JSON} of a report", "the JSON of the suite"
 FOLDER = Path(__file__).resolve().parent
+# As in pyproject.toml, which an installed package does not have.
+_PATTERNS = (
+    *("-o", "python_files=bench_*.py", "-o", "python_functions=bench_*"),
+    "--import-mode=importlib",
+)
 
 
 def run_suite(path: Path, arguments: Sequence[str]) -> int:
@@ -44,7 +52,7 @@ def run_suite(path: Path, arguments: Sequence[str]) -> int:
     Returns:
         pytest's exit status.
     """
-    command = [sys.executable, "-m", "pytest", FOLDER.name, "--benchmark-only", "-q"]
+    command = [sys.executable, "-m", "pytest", FOLDER.name, "--benchmark-only", "-q", *_PATTERNS]
     command += [f"--benchmark-json={path.resolve()}", *arguments]
     return subprocess.run(command, cwd=FOLDER.parent, check=False).returncode
 
@@ -76,13 +84,20 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
     options = parser.parse_args(arguments)
     if options.table is None and options.out is None:
         parser.error("--out: expected a folder")
+    for name in ("percent", "floor_ms", "ratio_floor"):
+        if not 0 <= getattr(options, name) < math.inf:
+            text = f"expected 0 or more, got {getattr(options, name)}"
+            parser.error(f"--{name.replace('_', '-')}: {text}")
+    for word in options.pytest:
+        if word.startswith("--benchmark-json"):
+            parser.error(f"{word}: the suite's JSON is {SUITE} in the folder of --out")
     return options
 
 
 def suite_of(options: argparse.Namespace) -> tuple[dict[str, Any] | None, int]:
     """The suite's JSON, if there is one, and its exit status."""
     if options.json is not None:
-        return json.loads(options.json.read_text()), 0
+        return _object_of(options.json, "--json", ("benchmarks",), _SUITE_JSON), 0
     path = options.out / SUITE
     path.unlink(missing_ok=True)
     status = run_suite(path, options.pytest)
@@ -109,21 +124,27 @@ def report(options: argparse.Namespace, arguments: Sequence[str]) -> int:
         print(f"videoar.benchmarks.report: {text}", file=sys.stderr)
         return 2
     date = suite.get("datetime") or datetime.now(timezone.utc).isoformat()
-    document = build(suite, command_of(options, arguments), date)
+    with _reading(options.json or options.out / SUITE, "--json", _SUITE_JSON):
+        document = build(suite, command_of(options, arguments), date)
     plots, reasons = draw(document, options.out)
     document["plots"] = [path.name for path in plots]
     document["no_plots"] = reasons
     save(options.out / JSON, document)
     text = markdown(document)
-    lines, failed = [], []
+    failed, unlike = [], False
     if older is not None:
-        lines, failed = comparison(options, older, document)
+        try:
+            lines, failed = comparison(options, older, document)
+        except ValueError as error:  # it must not cost what was measured
+            lines, failed, unlike = [str(error)], [str(error)], True
         text += "\n## Compared with the older report\n\n" + "\n".join(lines) + "\n"
     (options.out / MARKDOWN).write_text(text)
     print(text)
     for line in (*reasons, *failed, *asked_for(document)):
         print(f"videoar.benchmarks.report: {line}", file=sys.stderr)
     print(json.dumps(document), flush=True)
+    if unlike:
+        return 2
     return 1 if status or failed or asked_for(document) else 0
 
 
@@ -131,15 +152,34 @@ def older_report(path: Path) -> dict[str, Any]:
     """What to compare with.
 
     Raises:
-        ValueError: the file is no report.
+        ValueError: the file is no report that another one can be compared with.
     """
-    try:
-        older = json.loads(path.read_text())
-    except ValueError as error:
-        raise ValueError(f"--compare {path}: {error}") from None
-    if not isinstance(older, dict) or not {"entries", "ratios"} <= older.keys():
-        raise ValueError(f"--compare {path}: not the {JSON} of a report")
+    older = _object_of(path, "--compare", ("entries", "ratios", "hardware"), _REPORT)
+    with _reading(path, "--compare", _REPORT):
+        found = compare(older, older, Tolerance())
+        difference_table(found)
+        largest_move(found)
     return older
+
+
+@contextmanager
+def _reading(path: Path, option: str, what: str) -> Iterator[None]:
+    """Say of which file it is that something is not as it should be."""
+    try:
+        yield
+    except (ArithmeticError, AttributeError, LookupError, TypeError, ValueError) as error:
+        text = f"not {what} ({type(error).__name__}: {error})"
+        raise ValueError(f"{option} {path}: {text}") from None
+
+
+def _object_of(path: Path, option: str, keys: Sequence[str], what: str) -> dict[str, Any]:
+    try:
+        found = json.loads(path.read_text())
+    except ValueError as error:
+        raise ValueError(f"{option} {path}: {error}") from None
+    if not isinstance(found, dict) or not set(keys) <= found.keys():
+        raise ValueError(f"{option} {path}: not {what}")
+    return found
 
 
 def comparison(
@@ -162,7 +202,10 @@ def main(arguments: list[str] | None = None) -> int:
     options = parse(given)
     try:
         if options.table is not None:
-            print(readme_block(json.loads(options.table.read_text())), end="")
+            document = _object_of(options.table, "--table", ("entries", "ratios"), _REPORT)
+            with _reading(options.table, "--table", _REPORT):
+                text = readme_block(document)
+            print(text, end="")
             return 0
         return report(options, given)
     except (OSError, ValueError) as error:

@@ -9,6 +9,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from videoar.benchmarks.report_document import entries_of
+from videoar.benchmarks.report_measured import OURS, find
+from videoar.benchmarks.report_ratios import NAMED
 from videoar.benchmarks.report_tables import NONE, table
 
 
@@ -78,12 +80,23 @@ def _times(
 def _ratios(
     old: Mapping[str, Any], new: Mapping[str, Any], tolerance: Tolerance
 ) -> Iterator[Difference]:
+    dtypes = [_ratio_dtypes(side) for side in (old, new)]
     for name, one in new["ratios"].items():
-        values = (old["ratios"].get(name, {}).get("value"), one["value"])
+        before = old["ratios"].get(name, {}).get("value")
+        if None not in (kinds := [side.get(name) for side in dtypes]) and kinds[0] != kinds[1]:
+            before = None
+        values = (before, one["value"])
         if values == (None, None):
             continue
         floor, percent = tolerance.ratio_floor, tolerance.percent
         yield _difference(name, *values, "x", floor, percent, one["at_least"])
+
+
+def _ratio_dtypes(document: Mapping[str, Any]) -> dict[str, str | None]:
+    """What the ratios by name were computed in; a ratio of another dtype is another ratio."""
+    entries = entries_of(document)
+    found = {named.name: find(entries, named.model, OURS, named.part) for named in NAMED}
+    return {name: entry.dtype for name, entry in found.items() if entry is not None}
 
 
 def _difference(

@@ -1,7 +1,7 @@
 """What the parts of a clip must cost: steps, bytes, FLOPs and the least time of a device."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from videoar.benchmarks.par_config import ParConfig
 from videoar.benchmarks.par_cost import clip_steps as par_steps
@@ -79,7 +79,7 @@ def _decoder(config: ModelConfig, frames: int, limits: Limits, itemsize: int, ba
 def video_costs(
     config: ModelConfig, limits: Limits, *, sequences: int, itemsize: int, batch: int, times: float
 ) -> dict[str, Cost]:
-    """Of every part of `times` batches of clips, one batch after the other.
+    """Of every part of `times` batches of clips, one batch after the other; steps are a clip's.
 
     Args:
         sequences: rows of a clip, 2 with guidance.
@@ -110,7 +110,7 @@ def video_costs(
     if frames > 1:
         later = steps + decoder + first.times(-1) + first_pixels.times(-1)
         costs["steady_frame"] = later.times(1 / (frames - 1))
-    return {name: cost.times(times) for name, cost in costs.items()}
+    return {name: replace(cost.times(times), steps=cost.steps) for name, cost in costs.items()}
 
 
 def par_costs(

@@ -65,8 +65,12 @@ class Selection:
         """From the command line; None: the default of the device, "cpu" or "cuda".
 
         Raises:
-            ValueError: an unknown model or way, or a batch below 1.
+            ValueError: none, an unknown model or way, or a batch below 1.
         """
+        for name, chosen in {"presets": models, "batches": batches, "ways": ways}.items():
+            if chosen is not None and not chosen:
+                raise ValueError(f"{name}: expected at least one")
+        models, batches = (one and list(dict.fromkeys(one)) for one in (models, batches))
         for name, chosen, known in (("presets", models, MODELS), ("ways", ways, WAYS)):
             for one in chosen or ():
                 if one not in known:

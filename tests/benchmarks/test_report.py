@@ -240,10 +240,25 @@ def test_the_comparison_fails_the_command(tmp_path, capsys):
 
 
 def test_other_hardware_is_not_compared(tmp_path, capsys):
+    """What was measured is written all the same."""
     old = changed("clip", 1) | {"hardware": "B, 2 threads"}
     (tmp_path / "old.json").write_text(json.dumps(old))
     assert run(tmp_path, suite_json.full(), "--compare", str(tmp_path / "old.json")) == 2
-    assert "B, 2 threads" in capsys.readouterr().err
+    captured = capsys.readouterr()
+    assert "B, 2 threads" in captured.err
+    assert json.loads(captured.out.splitlines()[-1])["entries"]
+    assert "B, 2 threads" in (tmp_path / "out" / "report.md").read_text()
+
+
+def test_a_ratio_of_another_dtype_is_another_ratio():
+    old, new = changed("transformer", 1), changed("transformer", 2)
+    for entry in old["entries"]:
+        if entry["model"] == "videoar-l":
+            entry["dtype"] = "float32"
+    found = report_compare.compare(old, new, report_compare.Tolerance())
+    verdicts = {one.name: one.verdict for one in found}
+    assert verdicts["videoar_l_vs_par_4x"] == verdicts["videoar_l_over_bare"] == "new"
+    assert verdicts["par_4x_over_bare"] == "same"
 
 
 def test_fields_of_another_version_are_left_out(tmp_path):
@@ -254,7 +269,17 @@ def test_fields_of_another_version_are_left_out(tmp_path):
     assert run(tmp_path, suite_json.full(), "--compare", str(tmp_path / "old.json")) == 0
 
 
-@pytest.mark.parametrize("text", ["{", "[]", '{"format": 1}'])
+def damaged(**changes):
+    return json.dumps(changed("clip", 1) | changes)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        *("{", "[]", '{"format": 1}', damaged(entries=None), damaged(entries=[{"a": 1}])),
+        *(damaged(ratios=[]), damaged(ratios={"videoar_l_vs_eager": {"value": "2"}})),
+    ],
+)
 def test_what_is_no_report_is_refused_before_the_suite_runs(tmp_path, capsys, monkeypatch, text):
     monkeypatch.setattr(report, "suite_of", lambda options: pytest.fail("the suite ran"))
     (tmp_path / "old.json").write_text(text)
@@ -278,11 +303,11 @@ BENCHMARKS = """
 
     import pytest
 
-    def test_short(benchmark):
+    def bench_short(benchmark):
         benchmark.pedantic(time.sleep, (0.001,), rounds=2)
         benchmark.extra_info |= {"model": "short", "way": "videoar", "part": "clip"}
 
-    def test_wrong(benchmark):
+    def bench_wrong(benchmark):
         benchmark.pedantic(time.sleep, (0.001,), rounds=2)
         benchmark.extra_info |= {"model": "wrong", "way": "videoar", "part": "clip"}
         pytest.fail("asked for, and cannot run")
@@ -295,7 +320,7 @@ def suite_folder(tmp_path, monkeypatch):
     pytest.importorskip("pytest_benchmark")
     folder = tmp_path / "suite"
     folder.mkdir()
-    (folder / "test_two.py").write_text(textwrap.dedent(BENCHMARKS))
+    (folder / "bench_two.py").write_text(textwrap.dedent(BENCHMARKS))
     monkeypatch.setattr(report, "FOLDER", folder)
 
 
@@ -349,6 +374,30 @@ def test_without_the_packages_that_a_gpu_machine_lacks(tmp_path):
     assert process.returncode == 0, process.stdout + process.stderr
     assert "bench_generate[par-4x-batch1-eager-transformer]" in process.stdout
     assert "plots need matplotlib" in process.stderr
-    assert "plots need matplotlib" in (tmp_path / "report.md").read_text()
+    assert "plots need matplotlib" in (tmp_path / "out" / "report.md").read_text()
     assert json.loads(process.stdout.splitlines()[-1])["plots"] == []
     assert not list(tmp_path.glob("*.png"))
+
+
+@pytest.mark.parametrize("option", ["--json", "--table"])
+@pytest.mark.parametrize("text", ["{}", "[]", '"a"', '{"benchmarks": [{}]}', '{"entries": [1]}'])
+def test_files_of_another_kind_are_refused(tmp_path, capsys, option, text):
+    (tmp_path / "other.json").write_text(text)
+    words = [option, str(tmp_path / "other.json"), "--out", str(tmp_path / "out")]
+    assert report.main(words) == 2
+    assert f"{option} {tmp_path / 'other.json'}: not the " in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["--percent", "nan"], "--percent: expected 0 or more, got nan"),
+        (["--floor-ms", "-1"], "--floor-ms: expected 0 or more, got -1.0"),
+        (["--", "--benchmark-json=other.json"], "the suite's JSON is suite.json in the folder"),
+    ],
+)
+def test_bad_arguments(capsys, words, message):
+    with pytest.raises(SystemExit) as caught:
+        report.main(["--out", "out", *words])
+    assert caught.value.code == 2
+    assert message in capsys.readouterr().err

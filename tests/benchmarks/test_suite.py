@@ -1,7 +1,9 @@
 """The suite: what an entry says, what is selected, what fits, and runs of it from outside."""
 
 import json
+import math
 import os
+import re
 import subprocess
 import sys
 from dataclasses import replace
@@ -11,7 +13,7 @@ import pytest
 import torch
 
 from videoar import _C
-from videoar.benchmarks import conftest, suite_race, suite_turns
+from videoar.benchmarks import conftest, report, suite_race, suite_turns
 from videoar.benchmarks.par_config import PAR_PRESETS, ParConfig
 from videoar.benchmarks.par_floor import BareSteps
 from videoar.benchmarks.suite import CannotRunError, Suite
@@ -167,6 +169,7 @@ class TestCosts:
         assert costs["transformer"].flops == sum(step.flops for step in steps)
         assert costs["transformer"].steps == costs["clip"].steps == len(costs["transformer"].step_s)
         twice = video_costs(config, LIMITS, **work | {"times": 2})
+        assert twice["transformer"].steps == costs["transformer"].steps
         assert twice["clip"].seconds == pytest.approx(2 * costs["clip"].seconds)
 
     def test_par(self):
@@ -447,10 +450,16 @@ class TestFromOutside:
         """Told in the table; a failure only where someone asked for it."""
         pytest.importorskip("pytest_benchmark")
         words = ("--presets", "digits") if asked else ()
-        status, text, _ = run_suite(tmp_path, *words, MEMORY="1000000")
+        status, text, document = run_suite(tmp_path, *words, MEMORY="1000000")
         assert status == (1 if asked else 0), text
         table = text[text.index("not run") :]
-        assert "digits        1       eager       clip          needs" in table
+        assert re.search("digits +1 +eager +clip +needs", table)
+        # pytest-benchmark writes no JSON where nothing ran.
+        assert document["benchmarks"] == []
+        reasons = {row["reason"][:5] for row in document["not_run"] if row["model"] == "digits"}
+        assert "needs" in reasons
+        suite = tmp_path / "suite.json"
+        assert report.main(["--json", str(suite), "--out", str(tmp_path)]) == asked
         assert ("asked for, and cannot run: needs" in text) is asked
 
     @pytest.mark.parametrize(
@@ -460,7 +469,9 @@ class TestFromOutside:
             ({"--ways": "eager, fast"}, "--ways: no 'fast'"),
             ({"--batches": "0"}, "--batches: expected 1 or more, got 0"),
             ({"--batches": "two"}, "--batches: expected numbers, got 'two'"),
+            ({"--presets": ","}, "--presets: expected at least one"),
             ({"--rounds": 0}, "--rounds: at least 1, got 0"),
+            ({"--suite-seconds": math.nan}, "--suite-seconds: expected above 0, got nan"),
             ({"--suite-device": "cuda"}, "--suite-device cuda: torch sees no CUDA device"),
         ],
     )
