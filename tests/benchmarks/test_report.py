@@ -374,7 +374,7 @@ def test_without_the_packages_that_a_gpu_machine_lacks(tmp_path):
     assert process.returncode == 0, process.stdout + process.stderr
     assert "bench_generate[par-4x-batch1-eager-transformer]" in process.stdout
     assert "plots need matplotlib" in process.stderr
-    assert "plots need matplotlib" in (tmp_path / "out" / "report.md").read_text()
+    assert "plots need matplotlib" in (tmp_path / "report.md").read_text()
     assert json.loads(process.stdout.splitlines()[-1])["plots"] == []
     assert not list(tmp_path.glob("*.png"))
 
