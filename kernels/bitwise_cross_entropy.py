@@ -70,11 +70,13 @@ def bitwise_cross_entropy_ref(
     pairs = logits.to(torch.promote_types(logits.dtype, torch.float32)).unflatten(-1, (-1, 2))
     delta = pairs[..., 1] - pairs[..., 0]
     loss = softplus(torch.where(bits.bool(), -delta, delta))
-    if mask is None:
-        return loss if reduction == "none" else loss.mean()
-    loss = loss.masked_fill(~mask[..., None], 0)
+    if mask is not None:
+        loss = loss.masked_fill(~mask[..., None], 0)
     if reduction == "none":
         return loss
+    # No token is a mean of 0, not 0 / 0.
+    if mask is None:
+        return loss.sum() / max(loss.numel(), 1)
     return loss.sum() / (mask.sum() * bits.shape[-1]).clamp(min=1)
 
 
@@ -196,7 +198,7 @@ class _BitwiseCrossEntropy(torch.autograd.Function):
         x_MD, bits_MD = as_rows(x), as_rows(bits).view(torch.uint8)
         mask_M = bits_MD if mask is None else mask.contiguous().view(torch.uint8)
         (rows, d), HAS_MASK = bits_MD.shape, mask is not None
-        # Empty inputs have no programs, so a mean is the 0 / 0 or 0 / 1 of the reference.
+        # Empty inputs have no programs, so a mean is 0 / 1.
         BLOCK_M, BLOCK_D, programs = _tiles(rows, d) if bits.numel() else (1, 1, 0)
         shape = (programs,) if mean else bits.shape
         loss = torch.empty(shape, dtype=torch.float32, device=x.device)
@@ -208,9 +210,10 @@ class _BitwiseCrossEntropy(torch.autograd.Function):
             )
         count = None
         if mean:
-            tokens = mask.sum() if HAS_MASK else torch.full((), rows, device=x.device)
-            count = tokens * d
-            count = count.clamp(min=1) if HAS_MASK else count
+            if HAS_MASK:
+                count = (mask.sum() * d).clamp(min=1)
+            else:
+                count = torch.full((), max(rows * d, 1), device=x.device)
             loss = loss.sum() / count
         ctx.save_for_backward(x, bits, mask, count)
         return loss

@@ -36,9 +36,7 @@ class _BitwiseCrossEntropy(torch.autograd.Function):
         if not mean:
             return loss
         tokens = bits.shape[:-1].numel() if mask is None else int(mask.sum())
-        ctx.count = tokens * bits.shape[-1]
-        if mask is not None:
-            ctx.count = max(ctx.count, 1)
+        ctx.count = max(tokens * bits.shape[-1], 1)
         return (total / ctx.count).float()
 
     @staticmethod

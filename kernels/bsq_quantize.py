@@ -12,7 +12,6 @@ flipped and every later target is taken from the residual that the flipped codes
 (Eq. 8). Frames never mix. Bytes that must move: x and x_hat once, bits and inputs once.
 """
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -21,14 +20,13 @@ from torch import Tensor
 from videoar.kernels.bsq_quantize_cpp import bsq_quantize_cpp
 from videoar.kernels.bsq_quantize_triton import BsqQuantize
 from videoar.kernels.dispatch import select
+from videoar.kernels.grids import Sizes, check_sizes
 from videoar.kernels.resample import resample, resample_ref
 from videoar.kernels.rows import check_devices
 
 # Sharpness of the soft assignment inside the entropy terms (arXiv 2406.07548, section 4), for
 # components scaled so that a typical one is 1, whatever d.
 ENTROPY_SHARPNESS = 2.0
-
-Sizes = Sequence[tuple[int, int]]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -55,9 +53,10 @@ class Quantized:
 def _check(x: Tensor, sizes: Sizes, flips: Tensor | None) -> None:
     if x.dim() != 5 or not x.is_floating_point() or x.shape[1] == 0:
         raise ValueError(f"x: expected floating [B,d,t,H,W], got {x.dtype} {list(x.shape)}")
+    check_sizes(sizes)
     grid = tuple(x.shape[-2:])
-    if not sizes or tuple(sizes[-1]) != grid or min(min(size) for size in sizes) < 1:
-        raise ValueError(f"sizes: expected grids of at least 1 x 1, the last {grid}, got {sizes}")
+    if tuple(sizes[-1]) != grid:
+        raise ValueError(f"sizes: expected grids, the last {grid}, got {sizes}")
     expected = [x.shape[0], x.shape[2], sum(h * w for h, w in sizes), x.shape[1]]
     if flips is not None and (list(flips.shape) != expected or flips.dtype != torch.bool):
         raise ValueError(f"flips: expected bool {expected}, got {flips.dtype} {list(flips.shape)}")
@@ -76,7 +75,7 @@ def bsq_quantize(
 
     Args:
         x: latents `[B,d,t,H,W]`, floating; computed in float32.
-        sizes: `((H_1,W_1), ..., (H,W))`, coarse to fine.
+        sizes: `((H_1,W_1), ..., (H,W))`, coarse to fine, none larger than the last.
         flips: bool `[B,t,N,d]`, which history bits to flip (error correction); None: none.
         return_inputs: also give the transformer's inputs.
         return_losses: also give the commitment and entropy terms of tokenizer training.
@@ -104,9 +103,9 @@ def _to_tokens(map_MdHW: Tensor) -> Tensor:
     return map_MdHW.flatten(2).transpose(1, 2)
 
 
-def _shift_frames(first_MNd: Tensor, batch: int) -> Tensor:
+def _shift_frames(first_MNd: Tensor, batch: int, frames: int) -> Tensor:
     """The x_hat of frame t-1 at scale 1, for every frame t; zero for frame 0."""
-    first = first_MNd.unflatten(0, (batch, -1))
+    first = first_MNd.unflatten(0, (batch, frames))
     return torch.cat([torch.zeros_like(first[:, :1]), first[:, :-1]], dim=1).flatten(0, 1)
 
 
@@ -129,6 +128,18 @@ def _soft_terms(y: Tensor) -> dict[str, Tensor]:
         "sample_entropy": entropy(p).mean(),
         "batch_entropy": entropy(p.mean(0)).mean(),
     }
+
+
+class _StraightThrough(torch.autograd.Function):
+    """`value`, whose gradient goes to `x`; x + (value - x) would round at |x|."""
+
+    @staticmethod
+    def forward(ctx, x, value):
+        return value.detach()
+
+    @staticmethod
+    def backward(ctx, grad):
+        return grad, None
 
 
 def bsq_quantize_ref(
@@ -161,9 +172,9 @@ def bsq_quantize_ref(
         history.append(seen)
     if return_inputs:
         first = _to_tokens(resample_ref(accumulated, sizes[0], "bilinear"))
-        inputs.insert(0, _shift_frames(first, batch))
+        inputs.insert(0, _shift_frames(first, batch, frames))
     # Straight-through (arXiv 2404.02905): the latents receive the reconstruction's gradient.
-    reconstruction = x_MdHW + (accumulated - x_MdHW).detach() if x.requires_grad else accumulated
+    reconstruction = _StraightThrough.apply(x_MdHW, accumulated)
 
     def frames_of(parts: list[Tensor]) -> Tensor:
         return torch.cat(parts, dim=1).unflatten(0, (batch, frames))
@@ -200,7 +211,7 @@ def _bsq_quantize_cpp(
 
 
 def _grids(sizes: Sizes) -> tuple[tuple[int, int], ...]:
-    return tuple((int(h), int(w)) for h, w in sizes)
+    return tuple(map(tuple, sizes))
 
 
 def _quantized(
@@ -237,11 +248,14 @@ def dequantize(bits: Tensor, sizes: Sizes) -> Tensor:
         float32 `[B,d,t,H,W]`.
 
     Raises:
-        ValueError: the token count is not that of `sizes`.
+        ValueError: another dtype, no bits, or a token count that is not that of `sizes`.
     """
+    check_sizes(sizes)
     counts = [h * w for h, w in sizes]
-    if bits.dim() != 4 or bits.shape[2] != sum(counts):
-        raise ValueError(f"bits: expected [B,t,{sum(counts)},d], got {tuple(bits.shape)}")
+    fits = bits.dim() == 4 and bits.shape[2] == sum(counts) and bits.shape[3] > 0
+    if not fits or bits.dtype != torch.bool:
+        expected = f"bool [B,t,{sum(counts)},d]"
+        raise ValueError(f"bits: expected {expected}, got {bits.dtype} {list(bits.shape)}")
     batch, frames = bits.shape[:2]
     parts = bits_to_codes(bits.flatten(0, 1)).split(counts, dim=1)
     latents = sum(

@@ -13,7 +13,7 @@ Axes: R rows, n tokens of the scale (row-major over its grid), d bits a token, H
 Everything is float32. Bytes that must move: both logits, accumulator in and out, bits and input.
 """
 
-from collections.abc import Sequence
+from math import isfinite
 from typing import NamedTuple
 
 import torch
@@ -21,14 +21,13 @@ from torch import Tensor
 
 from videoar.kernels.bsq_quantize import bits_to_codes
 from videoar.kernels.dispatch import select
+from videoar.kernels.grids import Sizes, check_sizes
 from videoar.kernels.next_scale_cpp import next_scale_cpp
 from videoar.kernels.next_scale_triton import next_scale_triton
-from videoar.kernels.philox import philox_uniform_ref
+from videoar.kernels.philox import check_frames, philox_uniform_ref
 from videoar.kernels.resample import resample_ref
 from videoar.kernels.rows import check_devices
 from videoar.kernels.values import values_known
-
-Sizes = Sequence[tuple[int, int]]
 
 
 class NextScale(NamedTuple):
@@ -65,10 +64,11 @@ def next_scale(
         logits: `[R,n,2d]`, floating; elements 2j and 2j + 1 are the logits of bit j being 0 and 1.
         accumulator: float32 `[R,d,H,W]`, sum of the upsampled codes of the coarser scales of the
             frame; zero before the first. Not changed, unless it is also `out.accumulator`.
-        sizes: `((h_1,w_1), ..., (H,W))`.
+        sizes: `((h_1,w_1), ..., (H,W))`, none larger than the last.
         scale: index of this scale, from 0.
         logits_uncond: of the unconditional rows, as `logits`; None: no guidance.
-        guidance: strength, one for all rows or `[R]`; 1 gives `logits`.
+        guidance: strength, one for all rows or `[R]`, finite; 1 gives `logits`, and is the only
+            one without `logits_uncond`.
         temperature: one for all rows or `[R]`; 0 takes the likelier bit.
         seeds: int64 `[R]`, keys of the random numbers; see `philox_uniform`.
         frames: latent frame index, one for all rows or `[R]`.
@@ -84,6 +84,8 @@ def next_scale(
     """
     _check_shapes(logits, accumulator, sizes, scale, logits_uncond)
     _check_sampling(logits, logits_uncond, guidance, temperature, seeds, noise)
+    if seeds is not None and noise is None:
+        frames = check_frames(frames, seeds)
     if out is not None:
         _check_out(out, accumulator, sizes, scale)
     per_row = {"guidance": guidance, "temperature": temperature}
@@ -181,7 +183,8 @@ def _draw(delta: Tensor, temperature: float | Tensor, noise: Tensor | None) -> T
 def _check_shapes(
     logits: Tensor, accumulator: Tensor, sizes: Sizes, scale: int, logits_uncond: Tensor | None
 ) -> None:
-    if not 0 <= scale < len(sizes):
+    check_sizes(sizes)
+    if not isinstance(scale, int) or not 0 <= scale < len(sizes):
         raise ValueError(f"scale: expected 0 .. {len(sizes) - 1}, got {scale}")
     tokens = sizes[scale][0] * sizes[scale][1]
     fits = (
@@ -226,6 +229,18 @@ def _check_out(out: NextScale, accumulator: Tensor, sizes: Sizes, scale: int) ->
             )
 
 
+def _known_numbers(name: str, value: float | Tensor, rows: int) -> list[float]:
+    """What `value`, a number or one for each row, holds; nothing where it may not be read."""
+    if not isinstance(value, Tensor):
+        if not isinstance(value, int | float):
+            raise ValueError(f"{name}: expected a float or [{rows}], got {value!r}")
+        return [value]
+    if tuple(value.shape) != (rows,) or value.is_complex():
+        got = f"{value.dtype} {list(value.shape)}"
+        raise ValueError(f"{name}: expected a float or [{rows}], got {got}")
+    return value.tolist() if values_known(value) else []
+
+
 def _check_sampling(
     logits: Tensor,
     logits_uncond: Tensor | None,
@@ -235,18 +250,15 @@ def _check_sampling(
     noise: Tensor | None,
 ) -> None:
     rows, tokens, classes = logits.shape
-    for name, value in {"guidance": guidance, "temperature": temperature}.items():
-        if isinstance(value, Tensor) and tuple(value.shape) != (rows,):
-            raise ValueError(f"{name}: expected a float or [{rows}], got {list(value.shape)}")
-    if logits_uncond is None and not isinstance(guidance, Tensor) and guidance != 1:
+    strengths = _known_numbers("guidance", guidance, rows)
+    temperatures = _known_numbers("temperature", temperature, rows)
+    if logits_uncond is None and (isinstance(guidance, Tensor) or guidance != 1):
         raise ValueError(f"guidance: expected 1 without logits_uncond, got {guidance}")
-    greedy = not isinstance(temperature, Tensor) and temperature == 0
-    if isinstance(temperature, Tensor):
-        valid = not values_known(temperature) or bool((temperature >= 0).all())
-    else:
-        valid = temperature >= 0
-    if not valid:
+    if not all(map(isfinite, strengths)):
+        raise ValueError(f"guidance: expected finite, got {guidance}")
+    if not all(t >= 0 for t in temperatures):
         raise ValueError(f"temperature: expected at least 0, got {temperature}")
+    greedy = not isinstance(temperature, Tensor) and temperature == 0
     if seeds is None and noise is None and not greedy:
         raise ValueError("seeds: expected seeds or noise at a temperature above 0, got neither")
     if seeds is not None and (tuple(seeds.shape) != (rows,) or seeds.dtype != torch.int64):

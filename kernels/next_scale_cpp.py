@@ -4,7 +4,6 @@ import torch
 from torch import Tensor
 
 from videoar.kernels.cpp import _C, DTYPE_CODES, address
-from videoar.kernels.philox import check_frames
 
 
 def next_scale_cpp(
@@ -33,7 +32,7 @@ def next_scale_cpp(
     if noise is not None:
         noise_rows, seeds = noise.contiguous(), None
     if seeds is not None:
-        frame_rows, frame_value = _per_row(check_frames(frames, seeds), torch.int64)
+        frame_rows, frame_value = _per_row(frames, torch.int64)
         seeds = seeds.contiguous()
     if out is None:
         out = (

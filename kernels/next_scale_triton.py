@@ -15,7 +15,7 @@ from torch import Tensor
 
 from videoar.kernels.bilinear_triton import load_bilinear
 from videoar.kernels.jit import jit, pdl_options, tl, triton, wait_then_release
-from videoar.kernels.philox import bit_uniform, check_frames
+from videoar.kernels.philox import bit_uniform
 from videoar.kernels.variant import Variant
 
 
@@ -174,7 +174,7 @@ def next_scale_triton(
     if noise is not None:
         noise, seeds = noise.contiguous(), None
     if seeds is not None:
-        frames, seeds = check_frames(frames, seeds), seeds.contiguous()
+        seeds = seeds.contiguous()
     if full[0] * full[1] * num_bits >= 2**31:
         raise ValueError(
             f"accumulator: expected under 2**31 values a row, got {list(accumulator.shape)}"

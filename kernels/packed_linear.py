@@ -12,9 +12,11 @@ import torch
 from torch import Tensor
 
 from videoar.kernels.cpp import _C, DTYPE_CODES, address
+from videoar.kernels.dispatch import refuse_recording
 
 # What packed weights hold: floats, or pairs of bf16.
 _WORDS = {torch.float32: torch.float32, torch.bfloat16: torch.int32}
+_DTYPE = {words: dtype for dtype, words in _WORDS.items()}
 
 
 def can_pack_panels(weight: Tensor) -> bool:
@@ -24,20 +26,37 @@ def can_pack_panels(weight: Tensor) -> bool:
 
 def whole_panels(features: int, inputs: int, dtype: torch.dtype) -> bool:
     """As `can_pack_panels`, of a weight `[features,inputs]` that is not there yet."""
-    if dtype not in _WORDS or _C.isa() == "baseline":
-        return False
-    return features % _C.PANEL == 0 and inputs * dtype.itemsize % 4 == 0
+    return _C.isa() != "baseline" and _whole(features, inputs, dtype)
+
+
+def _whole(features: int, inputs: int, dtype: torch.dtype) -> bool:
+    words, rest = divmod(inputs * dtype.itemsize, 4)
+    whole = features % _C.PANEL == 0 and rest == 0 and min(features, words) > 0
+    return dtype in _WORDS and whole
 
 
 def pack_panels(weight: Tensor) -> Tensor:
-    """`[out,in]` as `[out / 64, words, 64]`: float32, or int32 words of two neighbouring bf16."""
+    """`[out,in]` as `[out / 64, words, 64]`: float32, or int32 words of two neighbouring bf16.
+
+    Raises:
+        ValueError: another dtype, features that are no whole panels, no inputs, or an odd number
+            of them in bf16.
+    """
+    if weight.dim() != 2 or not _whole(*weight.shape, weight.dtype):
+        expected = f"float32 or bfloat16 [{_C.PANEL} n, in], in bfloat16 an even in"
+        raise ValueError(f"weight: expected {expected}, got {weight.dtype} {list(weight.shape)}")
     words = weight.contiguous().view(_WORDS[weight.dtype])
-    return words.view(-1, _C.PANEL, words.shape[1]).transpose(1, 2).contiguous()
+    return words.unflatten(0, (-1, _C.PANEL)).transpose(1, 2).contiguous()
 
 
 def unpack_panels(packed: Tensor) -> Tensor:
-    """What `pack_panels` was given."""
-    return packed.transpose(1, 2).flatten(0, 1).contiguous().view(_dtype(packed))
+    """What `pack_panels` was given.
+
+    Raises:
+        ValueError: `packed` is not of `pack_panels`.
+    """
+    dtype = _dtype(packed)
+    return packed.transpose(1, 2).flatten(0, 1).contiguous().view(dtype)
 
 
 def packed_linear(x: Tensor, packed: Tensor) -> Tensor:
@@ -51,20 +70,29 @@ def packed_linear(x: Tensor, packed: Tensor) -> Tensor:
         `[...,out]` in the dtype of `x`.
 
     Raises:
-        ValueError: another dtype, device or number of inputs.
+        ValueError: another dtype, device or number of inputs, a `packed` that is not of
+            `pack_panels`, or a gradient that autograd would have to record.
     """
     dtype, (panels, words, _) = _dtype(packed), packed.shape
     inputs, features = words * 4 // dtype.itemsize, panels * _C.PANEL
-    if x.dtype != dtype or not x.is_cpu or x.shape[-1] != inputs:
+    if x.dtype != dtype or not x.is_cpu or x.shape[-1:] != (inputs,):
         name = str(dtype).removeprefix("torch.")
         text = f"{name} [...,{inputs}] on cpu, got {x.dtype} {list(x.shape)} on {x.device}"
         raise ValueError(f"x: expected {text}")
+    refuse_recording("packed_linear", x=x, packed=packed)
     x = x.contiguous()
     y = x.new_empty(*x.shape[:-1], features)
-    rows, code = x.numel() // inputs if inputs else x.shape[:-1].numel(), DTYPE_CODES[dtype]
+    rows, code = x.numel() // inputs, DTYPE_CODES[dtype]
     _C.packed_linear(address(x), address(packed), address(y), rows, inputs, features, code)
     return y
 
 
 def _dtype(packed: Tensor) -> torch.dtype:
-    return next(dtype for dtype, words in _WORDS.items() if words == packed.dtype)
+    """Of the weights in `packed`; ValueError if the kernel could not read them."""
+    dtype = _DTYPE.get(packed.dtype)
+    panels = packed.dim() == 3 and packed.shape[2] == _C.PANEL and packed.numel() > 0
+    if dtype is None or not panels or not packed.is_contiguous() or not packed.is_cpu:
+        got = f"{packed.dtype} {list(packed.shape)}, strides {packed.stride()}, on {packed.device}"
+        expected = f"contiguous float32 or int32 [panels, words, {_C.PANEL}] on cpu"
+        raise ValueError(f"packed: expected {expected}, got {got}")
+    return dtype

@@ -223,7 +223,7 @@ def philox_uniform(
         float32 [R, L, d] on the device of `seeds`.
 
     Raises:
-        ValueError: a wrong dtype or shape, or a coordinate outside of 32 bits.
+        ValueError: a wrong type, dtype or shape, or a coordinate outside of 32 bits.
     """
     kernel = select("philox_uniform", seeds, _PHILOX_UNIFORM)
     return kernel(seeds, frames, scale, num_tokens, num_bits)
@@ -253,14 +253,15 @@ def _check(
 
 def check_frames(frames: int | Tensor, seeds: Tensor) -> int | Tensor:
     """`frames` as it came, a tensor as int64 beside `seeds`; ValueError if it is wrong."""
-    if isinstance(frames, int):
-        if not 0 <= frames <= _MASK:
-            raise ValueError(f"frames: expected 0 .. 2**32 - 1, got {frames}")
+    if not isinstance(frames, Tensor):
+        if not isinstance(frames, int) or not 0 <= frames <= _MASK:
+            raise ValueError(f"frames: expected an integer of 0 .. 2**32 - 1, got {frames}")
         return frames
-    if frames.shape != seeds.shape or frames.dtype not in (torch.int32, torch.int64):
+    fits = frames.shape == seeds.shape and frames.dtype in (torch.int32, torch.int64)
+    if not fits or frames.is_meta != seeds.is_meta:
         raise ValueError(
-            f"frames: expected int32 or int64 {list(seeds.shape)}, "
-            f"got {frames.dtype} {list(frames.shape)}"
+            f"frames: expected int32 or int64 {list(seeds.shape)} on {seeds.device}, "
+            f"got {frames.dtype} {list(frames.shape)} on {frames.device}"
         )
     known, frames = values_known(frames), frames.long()
     if known and bool(((frames < 0) | (frames > _MASK)).any()):

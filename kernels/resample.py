@@ -18,7 +18,8 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from videoar.kernels.dispatch import select
+from videoar.kernels.dispatch import refuse_recording, select
+from videoar.kernels.grids import is_grid
 from videoar.kernels.jit import jit, tl, triton
 from videoar.kernels.resample_cpp import resample_adjoint_cpp, resample_cpp
 from videoar.kernels.resample_matrix import MODES, resample_matrix
@@ -168,6 +169,7 @@ def _resample_triton(x: Tensor, size: tuple[int, int], mode: str = "bilinear") -
 
 def resample_adjoint_triton(g: Tensor, size: tuple[int, int], mode: str) -> Tensor:
     """`resample_adjoint` by the kernel."""
+    refuse_recording("resample_adjoint", g=g)
     return g if tuple(g.shape[-2:]) == tuple(size) else _launch_banded(g, size, mode, adjoint=True)
 
 
@@ -209,6 +211,8 @@ def aot_variants() -> list[Variant]:
 def resample(x: Tensor, size: tuple[int, int], mode: str = "bilinear") -> Tensor:
     """Resize the last two axes of `x`.
 
+    A non-finite cell may also reach cells that do not sample it; how far depends on the backend.
+
     Args:
         x: `[..., H, W]`, floating; computed in float32.
         size: `(h, w)` of the result. Equal to `(H, W)`: `x` itself, untouched.
@@ -247,7 +251,7 @@ def resample_adjoint(g: Tensor, size: tuple[int, int], mode: str = "bilinear") -
         `[..., H, W]` in the dtype of `g`.
 
     Raises:
-        ValueError: as `resample`.
+        ValueError: as `resample`, or on a GPU a gradient to be recorded.
     """
     _check("g", g, size, mode)
     return select("resample_adjoint", g, _RESAMPLE_ADJOINT)(g, size, mode)
@@ -269,8 +273,7 @@ def _check(name: str, x: Tensor, size: tuple[int, int], mode: str) -> None:
         raise ValueError(f"mode: expected one of {MODES}, got {mode!r}")
     if x.dim() < 2 or 0 in x.shape[-2:] or not x.is_floating_point():
         raise ValueError(f"{name}: expected floating [..., H, W], got {x.dtype} {list(x.shape)}")
-    whole = isinstance(size, tuple | list) and all(isinstance(n, int) and n > 0 for n in size)
-    if not whole or len(size) != 2:
+    if not is_grid(size):
         raise ValueError(f"size: expected (h, w), integers of at least 1, got {size}")
 
 

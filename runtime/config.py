@@ -194,6 +194,9 @@ class TransformerConfig:
         for size in self.sizes:
             valid = len(size) == 2 and min(size) >= 1
             _require(valid, "sizes", f"(h, w) of at least 1, got {size}")
+        last = tuple(max(side) for side in zip(*self.sizes, strict=True))
+        text = f"none larger than the last, got {self.sizes}"
+        _require(last == tuple(self.sizes[-1]), "sizes", text)
         got, pairs = sum(self.rope_sections), self.head_dim // 2
         fits = got == pairs and self.head_dim % 2 == 0 and len(self.rope_sections) == 3
         _require(fits, "rope_sections", f"three that sum to {pairs} pairs, got {got}")

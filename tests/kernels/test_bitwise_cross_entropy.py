@@ -129,7 +129,7 @@ def test_loss_and_gradient_match_float64(shape, num_bits, masked, reduction, dev
     mask = None
     if masked:
         mask = (torch.rand(shape) < 0.6).to(device)
-        mask[-1] = True  # the mean over no token is not a number
+        mask[-1] = True  # the mean over no token has no relative error
     results = []
     for x, operation in (
         (logits, bitwise_cross_entropy),
@@ -186,9 +186,21 @@ def test_no_tokens(reduction, masked, device):
     mask = torch.zeros(0, device=device).bool() if masked else None
     loss = bitwise_cross_entropy(x, bits, mask=mask, reduction=reduction)
     expected = bitwise_cross_entropy_ref(x, bits, mask=mask, reduction=reduction)
-    torch.testing.assert_close(loss, expected, equal_nan=True)
+    torch.testing.assert_close(loss, expected)
     loss.sum().backward()
     assert x.grad.shape == (0, 8)
+
+
+@pytest.mark.parametrize(("tokens", "num_bits"), [(0, 4), (3, 0)])
+def test_the_mean_of_no_bits_is_zero(tokens, num_bits, device):
+    hidden = torch.zeros(tokens, 5, device=device).requires_grad_()
+    weight = torch.ones(2 * num_bits, 5, device=device).requires_grad_()
+    bits = torch.zeros(tokens, num_bits, device=device).bool()
+    for operation in (bitwise_cross_entropy, bitwise_cross_entropy_ref):
+        loss = operation(hidden, bits, weight)
+        assert loss.tolist() == 0
+        for grad in torch.autograd.grad(loss, (hidden, weight)):
+            assert (grad == 0).all()
 
 
 @pytest.mark.parametrize("d", [1, 17, 48, 64, 1024, 1025])

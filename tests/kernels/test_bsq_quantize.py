@@ -13,6 +13,7 @@ from videoar.kernels.bsq_quantize import (
     dequantize,
 )
 from videoar.kernels.bsq_quantize_triton import bsq_quantize_tiles
+from videoar.kernels.dispatch import use_backend
 from videoar.kernels.resample import resample_ref
 
 TRITON = CPP = True
@@ -120,6 +121,31 @@ def test_straight_through_gradient(device: str) -> None:
     torch.testing.assert_close(x.grad, g)
 
 
+@pytest.mark.parametrize("amplitude", [1.0, 1e8, torch.inf])
+def test_recording_changes_no_value(amplitude: float) -> None:
+    """The reconstruction is the sum of the codes, however large the latents."""
+    x = torch.randn(1, 4, 2, 4, 4)
+    x[0, 0] *= amplitude
+    plain = bsq_quantize_ref(x, SIZES).reconstruction
+    assert plain.isfinite().all()
+    leaf = x.requires_grad_()
+    recorded = bsq_quantize_ref(leaf, SIZES).reconstruction
+    assert torch.equal(recorded, plain)
+    assert (torch.autograd.grad(recorded.sum(), leaf)[0] == 1).all()
+    with torch.no_grad():
+        assert torch.equal(bsq_quantize_ref(leaf, SIZES).reconstruction, plain)
+
+
+@pytest.mark.parametrize("shape", [(0, 3, 2, 4, 4), (2, 3, 0, 4, 4)])
+def test_no_clips_and_no_frames(shape: tuple, device: torch.device) -> None:
+    x = torch.zeros(shape, device=device)
+    tokens = (shape[0], shape[2], 30, 3)
+    for function in (bsq_quantize, bsq_quantize_ref):
+        quantized = function(x, SIZES, return_inputs=True)
+        assert quantized.bits.shape == quantized.inputs.shape == tokens
+        assert quantized.reconstruction.shape == shape
+
+
 def test_losses_on_known_numbers(device: str) -> None:
     """One cell at a code of the sphere commits for free; half the bits set is full entropy."""
     d = 4
@@ -145,15 +171,38 @@ def test_bad_arguments() -> None:
         bsq_quantize(x[0], SIZES)
     with pytest.raises(ValueError, match="x: expected floating"):
         bsq_quantize(x[:, :0], SIZES)
-    for sizes in (WIDE, (), ((0, 1), (4, 4))):
-        with pytest.raises(ValueError, match=r"sizes: expected grids .* the last \(4, 4\), got"):
-            bsq_quantize(x, sizes)
+    with pytest.raises(ValueError, match=r"^sizes: expected grids, the last \(4, 4\), got"):
+        bsq_quantize(x, WIDE)
     with pytest.raises(ValueError, match="flips: expected on cpu as x, got on meta"):
         bsq_quantize(x, SIZES, flips=torch.zeros(1, 1, 30, 3, dtype=torch.bool, device="meta"))
     with pytest.raises(ValueError, match="flips: expected bool"):
         bsq_quantize(x, SIZES, flips=torch.zeros(1, 1, 29, 3, dtype=torch.bool))
-    with pytest.raises(ValueError, match=r"bits: expected \[B,t,30,d\]"):
-        dequantize(torch.zeros(1, 1, 29, 3, dtype=torch.bool), SIZES)
+    bits = torch.zeros(1, 1, 30, 3, dtype=torch.bool)
+    for wrong in (bits[:, :, :29], bits[..., :0], bits[0], bits.float(), bits.byte() + 7):
+        with pytest.raises(ValueError, match=r"^bits: expected bool \[B,t,30,d\], got"):
+            dequantize(wrong, SIZES)
+
+
+# Beyond the last grid Triton's scratch would be too small. 1.0 and True equal 1, yet are no sizes.
+WRONG_SIZES = [(), ((0, 1), (4, 4)), ((-2, -2), (4, 4)), ((1.5, 2), (4, 4)), ((1.0, 1), (4, 4))]
+WRONG_SIZES += [((True, 1), (4, 4)), ((1,), (4, 4)), (1, (4, 4)), ((5, 1), (4, 4))]
+WRONG_SIZES += [((1, 5), (4, 4)), 4, None]
+
+
+@pytest.mark.parametrize("backend", ["reference", "cpp", "triton"])
+@pytest.mark.parametrize("sizes", WRONG_SIZES)
+def test_wrong_sizes(sizes: tuple, backend: str) -> None:
+    x, bits = torch.zeros(1, 3, 1, 4, 4), torch.zeros(1, 1, 17, 3, dtype=torch.bool)
+    with use_backend(backend):
+        for call in (lambda: bsq_quantize(x, sizes), lambda: dequantize(bits, sizes)):
+            with pytest.raises(ValueError, match=r"^sizes: expected grids \(h, w\)"):
+                call()
+
+
+def test_sizes_as_lists(device: torch.device) -> None:
+    x = torch.randn(1, 3, 1, 4, 4, device=device)
+    got = bsq_quantize(x, [list(size) for size in SIZES])
+    assert torch.equal(got.bits, bsq_quantize(x, SIZES).bits)
 
 
 LARGE = ((1, 1), (3, 5), (17, 9), (64, 33))

@@ -14,6 +14,8 @@ from videoar.kernels.philox import philox_uniform
 TRITON = CPP = True
 pytestmark = pytest.mark.usefixtures("poisoned")
 SIZES = ((1, 1), (2, 3), (3, 3), (4, 5))
+GUIDED = {"logits_uncond": torch.zeros(3, 6, 10)}
+DRAWN = {"noise": None, "seeds": torch.zeros(3).long()}
 
 
 def bilinear(grid, size):
@@ -79,7 +81,7 @@ def test_matches_paper_loop(scale, guided, device):
         SIZES,
         scale,
         logits_uncond=None if uncond is None else uncond.to(device),
-        guidance=guidance.to(device),
+        guidance=guidance.to(device) if guided else 1.0,
         temperature=temperature.to(device),
         noise=noise.to(device),
     )
@@ -279,8 +281,17 @@ def test_bfloat16_logits_are_widened(device):
         ({"logits_uncond": torch.zeros(3, 6, 10, device="meta")}, "logits_uncond"),
         ({"guidance": 2.0}, "guidance"),
         ({"guidance": torch.ones(2)}, "guidance"),
+        ({"guidance": torch.ones(3)}, "guidance"),
+        ({"guidance": math.nan}, "guidance"),
+        ({**GUIDED, "guidance": math.nan}, "guidance"),
+        ({**GUIDED, "guidance": math.inf}, "guidance"),
+        ({**GUIDED, "guidance": [1.0, 1.0, 1.0]}, "guidance"),
+        ({**GUIDED, "guidance": torch.tensor([1.0, math.nan, 2.0])}, "guidance"),
         ({"temperature": -1.0}, "temperature"),
         ({"temperature": math.nan}, "temperature"),
+        ({"temperature": [1.0, 1.0, 1.0]}, "temperature"),
+        ({"temperature": None}, "temperature"),
+        ({"temperature": torch.ones(3).to(torch.complex64)}, "temperature"),
         ({"temperature": torch.ones(3, 1)}, "temperature"),
         ({"temperature": torch.tensor([1.0, -1.0, 0.0])}, "temperature"),
         ({"temperature": torch.ones(3, device="meta")}, "temperature"),
@@ -289,13 +300,33 @@ def test_bfloat16_logits_are_widened(device):
         ({"noise": torch.ones(3, 6, 5, device="meta")}, "noise"),
         ({"noise": None}, "seeds"),
         ({"noise": None, "seeds": torch.zeros(2).long()}, "seeds"),
+        ({**DRAWN, "frames": 1.5}, "frames"),
+        ({**DRAWN, "frames": [0, 1, 2]}, "frames"),
+        ({**DRAWN, "frames": torch.zeros(2).long()}, "frames"),
+        ({**DRAWN, "frames": torch.zeros(3).long().to("meta")}, "frames"),
+        ({"scale": 1.0}, "scale"),
+        ({"sizes": ((1, 1), (2.0, 3), (4, 5))}, "sizes"),
+        ({"sizes": ((1, 1), (-2, -3), (4, 5))}, "sizes"),
+        ({"sizes": ((1, 1), (2, 3), (4, 0))}, "sizes"),
+        ({"sizes": ((5, 1), (2, 3), (4, 5))}, "sizes"),
+        ({"sizes": ()}, "sizes"),
     ],
 )
-def test_refuses(change, name):
+@pytest.mark.parametrize("backend", ["reference", "cpp", "triton"])
+def test_refuses(change, name, backend, monkeypatch):
+    monkeypatch.setenv("VIDEOAR_DEBUG", "1")  # values that Triton's tensors hold are read, too
     logits, _, accumulator, noise = random_case(1)
     arguments = {"logits": logits, "accumulator": accumulator, "scale": 1, "noise": noise}
-    with pytest.raises(ValueError, match=f"^{name}: expected"):
-        next_scale(sizes=SIZES, **{**arguments, **change})
+    with use_backend(backend), pytest.raises(ValueError, match=f"^{name}: expected"):
+        next_scale(**{"sizes": SIZES, **arguments, **change})
+
+
+def test_an_integer_of_equal_value_is_no_size():
+    """What was accepted before does not let a float pass: 1.0 == 1."""
+    logits, _, accumulator, noise = random_case(0)
+    next_scale(logits, accumulator, SIZES, 0, noise=noise)
+    with pytest.raises(ValueError, match=r"^sizes: expected"):
+        next_scale(logits, accumulator, ((1.0, 1.0), *SIZES[1:]), 0, noise=noise)
 
 
 @pytest.mark.parametrize("scale", [1, 3])

@@ -147,6 +147,63 @@ def test_other_inputs_are_refused(dtype: torch.dtype) -> None:
             packed_linear(x, packed)
 
 
+@pytest.mark.parametrize("x", [torch.zeros(()), torch.zeros(0), torch.zeros(2, 64, device="meta")])
+def test_no_inputs_and_no_memory(x: Tensor) -> None:
+    with pytest.raises(ValueError, match=r"^x: expected float32 \[...,64\] on cpu, got"):
+        packed_linear(x, pack_panels(torch.zeros(64, 64)))
+
+
+@BOTH
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        lambda p: p.transpose(1, 2).contiguous().transpose(1, 2),
+        lambda p: p[:, :, :32].contiguous(),
+        lambda p: p[:, ::2],
+        lambda p: p[0],
+        lambda p: p[:, :0],
+        lambda p: p.double(),
+        lambda p: p.half(),
+        lambda p: p.to("meta"),
+    ],
+)
+def test_other_panels_are_refused(wrong: Callable[[Tensor], Tensor], dtype: torch.dtype) -> None:
+    packed = wrong(pack_panels(draw(128, 64, dtype=dtype)))
+    x = draw(2, 64, dtype=dtype)
+    for call in (lambda: packed_linear(x, packed), lambda: unpack_panels(packed)):
+        with pytest.raises(ValueError, match=r"^packed: expected contiguous .* on cpu, got"):
+            call()
+
+
+@pytest.mark.parametrize(
+    "weight",
+    [
+        torch.zeros(65, 8),
+        torch.zeros(64, 7, dtype=torch.bfloat16),
+        torch.zeros(64, 8, dtype=torch.float64),
+        torch.zeros(64),
+        torch.zeros(1, 64, 8),
+        torch.zeros(0, 8),
+        torch.zeros(64, 0, dtype=torch.bfloat16),
+    ],
+)
+def test_weights_without_whole_panels_are_refused(weight: Tensor) -> None:
+    with pytest.raises(ValueError, match=r"^weight: expected float32 or bfloat16 \[64 n, in\]"):
+        pack_panels(weight)
+
+
+@pytest.mark.parametrize("name", ["x", "packed"])
+def test_what_autograd_would_record_is_refused(name: str) -> None:
+    """The kernel has no backward: the gradient would be lost without a word."""
+    arguments = {"x": torch.ones(2, 8), "packed": pack_panels(torch.ones(64, 8))}
+    arguments[name].requires_grad_()
+    with pytest.raises(ValueError, match=f"^{name}: .* no backward"):
+        packed_linear(**arguments)
+    for mode in (torch.no_grad, torch.inference_mode):
+        with mode():
+            assert (packed_linear(**arguments) == 8).all()
+
+
 @pytest.mark.parametrize(("inputs", "features", "dtype"), [(3, 64, 1), (4, 63, 0), (4, 64, 0)])
 def test_what_the_kernel_refuses(inputs: int, features: int, dtype: int) -> None:
     with pytest.raises(ValueError, match="check failed"):

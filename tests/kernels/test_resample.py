@@ -95,9 +95,11 @@ def test_bad_arguments() -> None:
     x = torch.zeros(2, 2)
     with pytest.raises(ValueError, match=r"mode: .*'cubic'"):
         resample(x, (2, 2), "cubic")
-    for size in ((0, 2), (2.5, 2), (2,), (2, 2, 2), 2):
+    for size in ((0, 2), (2.5, 2), (2,), (2, 2, 2), 2, (True, True), (1.0, 1.0)):
         with pytest.raises(ValueError, match=r"^size: expected \(h, w\)"):
             resample(x, size)
+        with pytest.raises(ValueError, match=r"^size: expected \(h, w\)"):
+            resample_adjoint(x, size)
     with pytest.raises(ValueError, match="x: expected floating"):
         resample(x[:0], (1, 1))
     with pytest.raises(ValueError, match="x: expected floating"):
@@ -116,3 +118,13 @@ def test_adjoint_equals_the_gradient(
     expected = torch.autograd.grad(resample_ref(x, target, mode), x, g)[0]
     assert_near(resample_adjoint(g.float().to(device), source, mode), expected)
     assert_near(resample_adjoint_ref(g.float().to(device), source, mode), expected)
+
+
+def test_the_kernel_of_the_adjoint_records_nothing(triton_device):
+    """It has no backward; a result without one would stop gradients in silence."""
+    g = torch.ones(2, 4, 4, device=triton_device, requires_grad=True)
+    with pytest.raises(ValueError, match=r"^g: requires a gradient"):
+        resample_adjoint(g, (2, 2))
+    x = torch.ones(2, 2, 2, device=triton_device, requires_grad=True)
+    resample(x, (4, 4)).sum().backward()
+    assert (x.grad == 4).all()
