@@ -4,8 +4,9 @@ Run as `python -m videoar.benchmarks.par --preset par-4x --steps N`: millisecond
 bare matrix products, interleaved; as the last line one JSON document. See docs/benchmarks.md.
 """
 
+import operator
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 
 import torch
@@ -112,8 +113,9 @@ class Par:
             NumericalError: logits were NaN or infinite.
         """
         sampling = ParSampling(guidance=guidance, temperature=temperature, top_k=top_k, top_p=top_p)
-        classes = [class_id] if isinstance(class_id, int) else list(class_id)
-        seeds = [seed + i for i in range(len(classes))] if isinstance(seed, int) else list(seed)
+        classes, seeds = _integers("class_id", class_id), _integers("seed", seed)
+        if not isinstance(seed, Iterable):
+            seeds = [seeds[0] + i for i in range(len(classes))]
         if not classes:
             raise ValueError("class_id: expected at least one class")
         if len(seeds) != len(classes):
@@ -148,14 +150,15 @@ class Par:
         pairs = [(one, self.config.classes) for one in (*classes, *[classes[0]] * idle)]
         rows = [row for pair in pairs for row in pair[: state.rows_per_request]]
         with self._stream():
-            if self.graphs is not None:
-                self.graphs.prepare(state, sampling.filtered)
             state.classes.copy_(torch.tensor(rows))
             state.seeds.copy_(torch.tensor([*seeds, *[seeds[0]] * idle]))
             state.guidance.fill_(sampling.guidance)
             state.temperature.fill_(sampling.temperature)
             state.top_k.fill_(sampling.top_k or self.config.codebook)
             state.top_p.fill_(sampling.top_p)
+            if self.graphs is not None:
+                # Behind what it reads: with a top_k of 0 a first call would look for code -1.
+                self.graphs.prepare(state, sampling.filtered)
             state.failed.fill_(False)
             state.step.fill_(first_step)
         return state
@@ -197,6 +200,19 @@ class Par:
         """Free the graphs."""
         if self.graphs is not None:
             self.graphs.close()
+
+
+def _integers(name: str, value: int | Sequence[int]) -> list[int]:
+    """One integer or several, of Python or numpy."""
+    found = []
+    for one in value if isinstance(value, Iterable) else [value]:
+        try:
+            if isinstance(one, bool):
+                raise TypeError
+            found.append(operator.index(one))
+        except TypeError:
+            raise ValueError(f"{name}: expected integers, got {one!r}") from None
+    return found
 
 
 def describe(config: ParConfig) -> dict[str, int]:

@@ -9,12 +9,14 @@ t1 .. t4 are the first tokens of the regions, one after the other; then every re
 step. The learned tokens M fill the first group up, since t4 alone cannot predict four tokens.
 """
 
+import math
 from dataclasses import dataclass, replace
 from functools import lru_cache
 
 import torch
 from torch import Tensor
 
+from videoar.kernels.grids import is_grid
 from videoar.runtime.config import TransformerConfig
 from videoar.runtime.schedule import ChunkSchedule
 
@@ -60,9 +62,17 @@ class ParConfig:
     norm_eps: float = 1e-5
 
     def __post_init__(self) -> None:
-        for name in ("layers", "width", "heads", "mlp_width", "codebook", "classes"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name}: at least 1, got {getattr(self, name)}")
+        counts = ("layers", "width", "heads", "mlp_width", "codebook", "classes")
+        for name in (*counts, "num_frames", "group"):
+            if type(value := getattr(self, name)) is not int or value < 1:
+                raise ValueError(f"{name}: expected an integer of at least 1, got {value!r}")
+        if not is_grid(self.grid):
+            raise ValueError(f"grid: expected (h, w) of at least 1, got {self.grid!r}")
+        scales = self.position_scale
+        if len(scales) != 3 or not all(type(scale) is int and scale > 0 for scale in scales):
+            raise ValueError(f"position_scale: expected three of at least 1, got {scales!r}")
+        if not 0 < self.rope_theta < math.inf:
+            raise ValueError(f"rope_theta: expected above 0, got {self.rope_theta!r}")
         if self.width % self.heads:
             raise ValueError(f"heads: {self.heads} do not divide the width {self.width}")
         cells = self.num_frames * self.grid[0] * self.grid[1]

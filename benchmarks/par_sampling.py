@@ -32,13 +32,12 @@ class ParSampling:
     top_p: float = 1.0
 
     def __post_init__(self) -> None:
-        infinite = float("inf")
-        if not 0 <= self.guidance < infinite:
-            raise ValueError(f"guidance: expected 0 or more, got {self.guidance}")
-        if not 0 <= self.temperature < infinite:
-            raise ValueError(f"temperature: expected 0 or more, got {self.temperature}")
-        if self.top_k < 0:
-            raise ValueError(f"top_k: expected 0 or more, got {self.top_k}")
+        most = torch.finfo(torch.float32).max  # in which both are kept
+        for name in ("guidance", "temperature"):
+            if not 0 <= (value := getattr(self, name)) <= most:
+                raise ValueError(f"{name}: expected 0 .. {most:.3g}, got {value}")
+        if isinstance(self.top_k, bool | float) or self.top_k < 0:
+            raise ValueError(f"top_k: expected an integer of 0 or more, got {self.top_k!r}")
         if not 0 < self.top_p <= 1:
             raise ValueError(f"top_p: expected above 0 and at most 1, got {self.top_p}")
 

@@ -1,6 +1,7 @@
 """PAR: order of tokens, cache against one pass, sampling, public key names, graphs' bookkeeping."""
 
 import json
+import math
 from contextlib import nullcontext
 from dataclasses import replace
 
@@ -393,7 +394,13 @@ def test_bad_public_weights() -> None:
         with pytest.raises(CheckpointError, match=message):
             import_public(changed, heads=2, grid=(4, 4))
 
-    refused({"tok_embeddings.weight": None}, "tok_embeddings.weight: expected a matrix")
+    refused({"tok_embeddings.weight": None}, "tok_embeddings.weight: missing; there are cls_emb")
+    refused({"tok_embeddings.weight": torch.ones(3)}, r"tok_embeddings.* a matrix, got \[3\]")
+    special = "spe_tok_embeddings.special_embeddings.weight"
+    refused({special: torch.ones(())}, rf"{special}: expected a matrix, got \[\]")
+    refused({special: torch.ones(32)}, rf"{special}: expected a matrix, got \[32\]")
+    refused({"norm.weight": torch.ones(32).long()}, "norm.weight: expected floating, got torch.int")
+    refused({"norm.weight": np.ones(32)}, "norm.weight: expected a tensor, got ndarray")
     refused({"layers.1.attention.wo.weight": None}, "layers.1.attention.wo.weight: missing")
     refused({"layers.1.attention.bias": torch.zeros(2)}, "layers.1.attention.bias: unknown")
     refused({"output.weight": torch.zeros(3, 32)}, r"output.weight: expected \[24, 32\]")
@@ -402,6 +409,64 @@ def test_bad_public_weights() -> None:
         import_public(weights, heads=5, grid=(4, 4))
     with pytest.raises(ValueError, match="group: "):
         import_public(weights, heads=2, grid=(5, 5))
+
+
+@pytest.mark.parametrize("heads", [0, -2, 2.0])
+def test_bad_heads_and_grids_of_public_weights(heads: object) -> None:
+    with pytest.raises(ValueError, match=r"^heads: expected at least 1, got"):
+        import_public(public_weights(4), heads=heads, grid=(4, 4))
+    with pytest.raises(ValueError, match=r"^grid: expected \(h, w\) of at least 1, got"):
+        import_public(public_weights(4), heads=2, grid=(4, heads))
+
+
+def test_public_files_as_they_are() -> None:
+    """What training saved is wrapped, and its names may have prefixes."""
+    weights = public_weights(4)
+    _, expected = import_public(weights, heads=2, grid=(4, 4))
+    prefixed = {f"_orig_mod.module.{name}": t for name, t in weights.items()}
+    for file in ({"model": weights, "steps": 3}, {"model_ema": prefixed}, {"module": weights}):
+        _, got = import_public(file, heads=2, grid=(4, 4))
+        assert all(torch.equal(got[name], t) for name, t in expected.items())
+    for file, message in (
+        ({"model": weights, "model_ema": weights}, "model, model_ema: several sets of weights"),
+        ({"model": {}}, "no tensors"),
+        ({3: torch.ones(1)}, "expected tensors by name, got 3"),
+    ):
+        with pytest.raises(CheckpointError, match=message):
+            import_public(file, heads=2, grid=(4, 4))
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"class_id": [1.5]}, r"class_id: expected integers, got 1.5"),
+        ({"class_id": 1, "seed": [True]}, r"seed: expected integers, got True"),
+        ({"class_id": 1, "temperature": 1e39}, r"temperature: expected 0 .. 3.4e\+38, got 1e\+39"),
+        ({"class_id": 1, "guidance": 1e39}, r"guidance: expected 0 .. 3.4e\+38, got 1e\+39"),
+        ({"class_id": 1, "top_k": 2.5}, r"top_k: expected an integer of 0 or more, got 2.5"),
+    ],
+)
+def test_bad_numbers(options: dict, message: str) -> None:
+    with pytest.raises(ValueError, match=f"^{message}"):
+        Par(small(4)).generate(**options)
+
+
+def test_integers_of_numpy() -> None:
+    par = Par(small(4))
+    got = par.generate(np.array([1, 3]), seed=np.int64(5), top_k=np.int32(4))
+    assert torch.equal(got, par.generate([1, 3], seed=5, top_k=4))
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        *(("group", -4), ("group", 2.0), ("num_frames", 0), ("layers", 1.5), ("grid", (0, 4))),
+        *(("position_scale", (1, 1)), ("position_scale", (1, 0, 1)), ("rope_theta", math.nan)),
+    ],
+)
+def test_bad_sizes(name: str, value: object) -> None:
+    with pytest.raises(ValueError, match=f"^{name}: expected"):
+        replace(SMALL, **{name: value})
 
 
 # Graphs: on a CPU streams do nothing and a replay calls again, as in test_cuda_executor.py.
@@ -451,6 +516,14 @@ def test_four_graphs_serve_every_step(group: int) -> None:
     assert {name: len(times) for name, times in runs.items()} == dict.fromkeys(par_measure.FORMS, 1)
     graphed.close()
     assert not graphed.graphs.captured
+
+
+@pytest.mark.usefixtures("fake_cuda")
+def test_a_filtered_clip_may_be_the_first() -> None:
+    """Capturing runs the steps, so what they read is there before."""
+    eager, graphed = Par(small(4), slots=2), Par(small(4), slots=2)
+    graphed.graphs = par_graphs.ParGraphs(graphed.transformer)
+    assert torch.equal(graphed.generate([1, 3], top_k=5), eager.generate([1, 3], top_k=5))
 
 
 @pytest.mark.gpu
