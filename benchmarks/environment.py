@@ -3,6 +3,7 @@
 Run as `python -m videoar.benchmarks.environment`.
 """
 
+import argparse
 import json
 import platform
 from importlib.metadata import PackageNotFoundError, version
@@ -51,8 +52,10 @@ def _installed_version(package: str) -> str | None:
         return None
 
 
-def main() -> None:
+def main(arguments: list[str] | None = None) -> None:
     """Print the table and the JSON line."""
+    parser = argparse.ArgumentParser(prog="videoar.benchmarks.environment", description=__doc__)
+    parser.parse_args(arguments)
     facts = environment()
     for name, value in facts.items():
         print(f"{name:<14}{'-' if value is None else value}")

@@ -10,9 +10,10 @@ import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
-from pathlib import Path
 from statistics import median
 from typing import TYPE_CHECKING
+
+from videoar.benchmarks.arguments import at_least, check_preset, output_file
 
 if TYPE_CHECKING:
     # torch takes seconds to import, and `--help` needs none of it.
@@ -215,16 +216,13 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="videoar.benchmarks.floor", description=__doc__)
     parser.add_argument("--preset", default="videoar-l", help="random weights of these sizes")
     parser.add_argument("--dtype", choices=DTYPES, default=BF16)
-    parser.add_argument("--threads", type=int, help="default: torch's choice")
-    parser.add_argument("--repeats", type=int, default=3, help="rounds")
+    parser.add_argument("--threads", type=at_least(1), help="default: torch's choice")
+    parser.add_argument("--repeats", type=at_least(1), default=3, help="rounds")
     text = "repeatable; else all: peak memory, parts against their floors, whole clips"
     parser.add_argument("--section", action="append", choices=SECTIONS, help=text)
     parser.add_argument("--quick", action="store_true", help="no eager clip in float32")
-    parser.add_argument("--json-out", type=Path, help="also write the JSON here")
-    options = parser.parse_args(arguments)
-    if options.repeats < 1:
-        parser.error("--repeats: at least 1")
-    return options
+    parser.add_argument("--json-out", type=output_file, help="also write the JSON here")
+    return parser.parse_args(arguments)
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -241,6 +239,7 @@ def main(arguments: list[str] | None = None) -> int:
     if options.threads is not None:
         torch.set_num_threads(options.threads)
     preset, dtype, sections = options.preset, options.dtype, options.section or SECTIONS
+    check_preset("floor", preset)
     if not can_pack(getattr(torch, dtype)):
         print(f"videoar.benchmarks.floor: this CPU has no packed {dtype}", file=sys.stderr)
         return 2

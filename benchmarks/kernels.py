@@ -18,6 +18,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from videoar.benchmarks.arguments import above_zero, output_file
 from videoar.benchmarks.kernel_rows import (
     OURS,
     Limit,
@@ -236,8 +237,12 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
         help="default: bfloat16, on a CPU float32 (shapes are tiny there)",
     )
     parser.add_argument("--quick", action="store_true", help="fewer repeats")
-    parser.add_argument("--seconds", type=float, default=3600, help="start no timing after this")
-    parser.add_argument("--out", type=Path, help="also write the JSON here, after every case")
+    parser.add_argument(
+        "--seconds", type=above_zero, default=3600, help="start no timing after this"
+    )
+    parser.add_argument(
+        "--out", type=output_file, help="also write the JSON here, after every case"
+    )
     return parser.parse_args(arguments)
 
 

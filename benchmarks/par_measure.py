@@ -1,15 +1,14 @@
 """The command line of `videoar.benchmarks.par`: a step's time against its bare matrix products."""
 
 import argparse
-import sys
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict
-from pathlib import Path
 from statistics import median
 
 import torch
 
+from videoar.benchmarks.arguments import at_least, check_device, end, not_negative, output_file
 from videoar.benchmarks.environment import environment
 from videoar.benchmarks.floor import ratio
 from videoar.benchmarks.kernels import commit, publish
@@ -20,6 +19,7 @@ from videoar.benchmarks.par_sampling import ParSampling
 from videoar.benchmarks.par_state import ParState
 from videoar.benchmarks.timing import interleave
 from videoar.runtime.cost import StepCost
+from videoar.runtime.errors import CapacityError
 from videoar.runtime.modules import DTYPES
 
 Samples = dict[str, list[float]]
@@ -103,36 +103,34 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
     """The command line."""
     parser = argparse.ArgumentParser(prog="videoar.benchmarks.par", description=__doc__)
     parser.add_argument("--preset", choices=PAR_PRESETS, default="par-4x")
-    parser.add_argument("--steps", type=int, help="default: all from the first on")
+    parser.add_argument("--steps", type=at_least(1), help="default: all from the first on")
     text = "where the steps begin; later ones see more keys (default: 0)"
-    parser.add_argument("--first-step", type=int, default=0, help=text)
+    parser.add_argument("--first-step", type=at_least(0), default=0, help=text)
     parser.add_argument("--dtype", choices=DTYPES, default="bfloat16")
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
-    parser.add_argument("--threads", type=int, help="default: torch's choice")
-    parser.add_argument("--slots", type=int, default=1, help="clips at a time")
-    parser.add_argument("--guidance", type=float, default=1.5, help="1: one row a clip")
-    parser.add_argument("--top-k", type=int, default=0, help="0: all codes")
-    parser.add_argument("--repeats", type=int, default=3, help="rounds")
-    parser.add_argument("--json-out", type=Path, help="also write the JSON here")
+    parser.add_argument("--threads", type=at_least(1), help="default: torch's choice")
+    parser.add_argument("--slots", type=at_least(1), default=1, help="clips at a time")
+    parser.add_argument("--guidance", type=not_negative, default=1.5, help="1: one row a clip")
+    parser.add_argument("--top-k", type=at_least(0), default=0, help="0: all codes")
+    parser.add_argument("--repeats", type=at_least(1), default=3, help="rounds")
+    parser.add_argument("--json-out", type=output_file, help="also write the JSON here")
     options = parser.parse_args(arguments)
-    total = PAR_PRESETS[options.preset].num_steps
-    if not 0 <= options.first_step < total:
-        parser.error(f"--first-step: expected 0 .. {total - 1}")
+    total, codes = PAR_PRESETS[options.preset].num_steps, PAR_PRESETS[options.preset].codebook
+    if options.first_step >= total:
+        parser.error(f"--first-step: expected 0 .. {total - 1}, got {options.first_step}")
+    if options.top_k > codes:
+        parser.error(f"--top-k: expected 0 .. {codes}, got {options.top_k}")
     left = total - options.first_step
     options.steps = left if options.steps is None else options.steps
-    if not 1 <= options.steps <= left:
-        parser.error(f"--steps: expected 1 .. {left}")
-    if min(options.repeats, options.slots) < 1:
-        parser.error("--repeats, --slots: at least 1")
+    if options.steps > left:
+        parser.error(f"--steps: expected 1 .. {left}, got {options.steps}")
     return options
 
 
 def run(arguments: list[str] | None = None) -> int:
-    """Print table and JSON; the exit status is 0."""
+    """Print table and JSON; the exit status is 0, or 2 where it cannot run."""
     options = parse(arguments)
-    if options.device == "cuda" and not torch.cuda.is_available():
-        print("videoar.benchmarks.par: there is no CUDA device", file=sys.stderr)
-        return 2
+    check_device("par", options.device)
     if options.threads is not None:
         torch.set_num_threads(options.threads)
     config, dtype = PAR_PRESETS[options.preset], DTYPES[options.dtype]
@@ -146,7 +144,10 @@ def run(arguments: list[str] | None = None) -> int:
         f"steps {steps[0]} .. {steps[-1]} of {config.num_steps}, {sequences} rows a token",
         flush=True,
     )
-    par = Par.random(config, dtype, options.device, slots=options.slots)
+    try:
+        par = Par.random(config, dtype, options.device, slots=options.slots)
+    except CapacityError as error:
+        end("par", f"--slots {options.slots}: {error}")
     samples = measure(par, steps, options.repeats, sampling)
     par.close()
     part = costs[steps.start : steps.stop]

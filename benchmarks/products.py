@@ -10,9 +10,9 @@ import os
 import sys
 from collections.abc import Callable, Sequence
 from functools import partial
-from pathlib import Path
 from statistics import median
 
+from videoar.benchmarks.arguments import at_least, integers, output_file
 from videoar.benchmarks.floor import DTYPES, Samples, disturbed, ratio, timed
 
 OURS, ONEDNN, PLAIN = FORMS = ("panels", "oneDNN's order", "plain weights")
@@ -130,20 +130,14 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     )
     parser.add_argument("--preset", default="videoar-l", help="whose layers (default: %(default)s)")
     parser.add_argument("--dtype", choices=DTYPES, default=DTYPES[0])
-    parser.add_argument("--rows", help="such as 1,8,128; default: those of the preset's steps")
+    parser.add_argument(
+        "--rows", type=integers, help="such as 1,8,128; default: those of the preset's steps"
+    )
     parser.add_argument("--isa", help="instruction set of ours (default: the widest)")
-    parser.add_argument("--rounds", type=int, default=15)
-    parser.add_argument("--threads", type=int, help="default: torch's choice")
-    parser.add_argument("--json-out", type=Path, help="also write the JSON here")
-    options = parser.parse_args(arguments)
-    try:
-        rows = options.rows and [int(count) for count in options.rows.split(",")]
-    except ValueError:
-        parser.error(f"--rows: expected numbers like 1,8,128, got {options.rows!r}")
-    if (rows is not None and min(rows) < 1) or options.rounds < 1:
-        parser.error("--rows, --rounds: at least 1")
-    options.rows = rows
-    return options
+    parser.add_argument("--rounds", type=at_least(1), default=15)
+    parser.add_argument("--threads", type=at_least(1), help="default: torch's choice")
+    parser.add_argument("--json-out", type=output_file, help="also write the JSON here")
+    return parser.parse_args(arguments)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -13,6 +13,8 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from videoar.benchmarks.arguments import above_zero, at_least, output_folder, share
+
 if TYPE_CHECKING:
     # torch takes seconds to import, and `--help` needs none of it.
     import torch
@@ -135,27 +137,28 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
     """The command line."""
     parser = argparse.ArgumentParser(prog="videoar.benchmarks.simulate", description=__doc__)
     parser.add_argument("--preset", default="videoar-4b")
-    parser.add_argument("--num-frames", type=int, help="default: the preset's")
-    parser.add_argument("--height", type=int, help="default: the preset's")
-    parser.add_argument("--width", type=int, help="default: the preset's")
-    parser.add_argument("--window", type=int, help="earlier latent frames seen (default: all)")
-    parser.add_argument("--slots", type=int, default=1, help="of the axes other than slots")
+    parser.add_argument("--num-frames", type=at_least(1), help="default: the preset's")
+    parser.add_argument("--height", type=at_least(1), help="default: the preset's")
+    parser.add_argument("--width", type=at_least(1), help="default: the preset's")
+    parser.add_argument(
+        "--window", type=at_least(0), help="earlier latent frames seen (default: all)"
+    )
+    parser.add_argument("--slots", type=at_least(1), default=1, help="of the axes other than slots")
     parser.add_argument("--device", default="h200", help="h200, or cpu: this machine, measured")
     parser.add_argument("--dtype", choices=("bfloat16", "float32"), default="bfloat16")
     text = "of the limit that the {} reaches; 1: the limit itself"
-    parser.add_argument("--transformer-share", type=float, default=1, help=text.format("steps"))
-    parser.add_argument("--decoder-share", type=float, default=1, help=text.format("decoder"))
+    parser.add_argument("--transformer-share", type=share, default=1, help=text.format("steps"))
+    parser.add_argument("--decoder-share", type=share, default=1, help=text.format("decoder"))
     text = "of the fleet (default: 10)"
-    parser.add_argument("--clips-per-second", type=float, default=10, help=text)
+    parser.add_argument("--clips-per-second", type=above_zero, default=10, help=text)
     text = "run small points here: digits, videoar-l with few layers; repeatable"
     choices = ("digits", "videoar-l")
     parser.add_argument("--check", action="append", choices=choices, help=text)
-    parser.add_argument("--rounds", type=int, default=3, help="of the check")
-    parser.add_argument("--out", type=Path, help=f"folder of {JSON}, {MARKDOWN} and {PLOT}")
-    options = parser.parse_args(arguments)
-    if options.rounds < 1 or options.slots < 1:
-        parser.error("--rounds, --slots: at least 1")
-    return options
+    parser.add_argument("--rounds", type=at_least(1), default=3, help="of the check")
+    parser.add_argument(
+        "--out", type=output_folder, help=f"folder of {JSON}, {MARKDOWN} and {PLOT}"
+    )
+    return parser.parse_args(arguments)
 
 
 def limits_of(device: str, dtype: "torch.dtype") -> "Limits":

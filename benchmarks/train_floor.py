@@ -10,10 +10,10 @@ import argparse
 import os
 import sys
 from collections.abc import Callable
-from pathlib import Path
 from statistics import median
 from typing import TYPE_CHECKING, Any
 
+from videoar.benchmarks.arguments import at_least, check_preset, output_file
 from videoar.benchmarks.floor import Samples, disturbed, lowest_of, timed
 
 if TYPE_CHECKING:
@@ -112,16 +112,12 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="videoar.benchmarks.train_floor", description=__doc__)
     parser.add_argument("--preset", default="digits")
     parser.add_argument("--part", action="append", choices=PARTS, help="repeatable; default: both")
-    parser.add_argument("--batch", type=int, default=64, help="clips of a transformer step")
-    parser.add_argument("--clips", type=int, default=4, help="clips of a tokenizer step")
-    parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--threads", type=int, help="default: torch's choice")
-    parser.add_argument("--json-out", type=Path, help="also write the JSON here")
-    options = parser.parse_args(arguments)
-    for name in ("batch", "clips", "rounds"):
-        if getattr(options, name) < 1:
-            parser.error(f"--{name}: at least 1")
-    return options
+    parser.add_argument("--batch", type=at_least(1), default=64, help="clips of a transformer step")
+    parser.add_argument("--clips", type=at_least(1), default=4, help="clips of a tokenizer step")
+    parser.add_argument("--rounds", type=at_least(1), default=5)
+    parser.add_argument("--threads", type=at_least(1), help="default: torch's choice")
+    parser.add_argument("--json-out", type=output_file, help="also write the JSON here")
+    return parser.parse_args(arguments)
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -132,6 +128,7 @@ def main(arguments: list[str] | None = None) -> int:
     from videoar.benchmarks.environment import environment
     from videoar.benchmarks.kernels import commit, publish
 
+    check_preset("train_floor", options.preset)
     if options.threads is not None:
         torch.set_num_threads(options.threads)
     batches = {"transformer": options.batch, "tokenizer": options.clips}

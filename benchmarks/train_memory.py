@@ -16,6 +16,8 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from videoar.benchmarks.arguments import at_least, check_preset
+
 PARTS = ("transformer", "tokenizer")
 # Blocks from this size on are mapped and unmapped by themselves; one arena for all threads.
 MALLOC = {"MALLOC_MMAP_THRESHOLD_": str(1 << 16), "MALLOC_ARENA_MAX": "1"}
@@ -94,13 +96,14 @@ def main(arguments: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(prog="videoar.benchmarks.train_memory", description=__doc__)
     parser.add_argument("--preset", default="digits")
     parser.add_argument("--part", choices=PARTS, default=PARTS[0])
-    parser.add_argument("--batch", type=int, default=1, help="clips")
-    parser.add_argument("--layers", type=int, help="of the transformer; default: all")
+    parser.add_argument("--batch", type=at_least(1), default=1, help="clips")
+    parser.add_argument("--layers", type=at_least(1), help="of the transformer; default: all")
     parser.add_argument("--checkpointing", action="store_true")
-    parser.add_argument("--threads", type=int)
+    parser.add_argument("--threads", type=at_least(1))
     options = parser.parse_args(arguments)
     import torch
 
+    check_preset("train_memory", options.preset)
     if options.threads is not None:
         torch.set_num_threads(options.threads)
     facts = measure(

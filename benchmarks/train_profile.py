@@ -15,6 +15,8 @@ from dataclasses import replace
 from statistics import median
 from typing import TYPE_CHECKING, Any
 
+from videoar.benchmarks.arguments import at_least, check_device, check_preset
+
 if TYPE_CHECKING:
     from videoar.benchmarks.train_parts import TrainingStep
 
@@ -109,10 +111,10 @@ def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="videoar.benchmarks.train_profile", description=__doc__)
     parser.add_argument("--preset", default="videoar-l")
     parser.add_argument("--part", choices=("transformer", "tokenizer"), default="transformer")
-    parser.add_argument("--batch", type=int, default=1, help="clips")
-    parser.add_argument("--layers", type=int, help="of the transformer; default: all")
-    parser.add_argument("--repeats", type=int, default=3)
-    parser.add_argument("--threads", type=int)
+    parser.add_argument("--batch", type=at_least(1), default=1, help="clips")
+    parser.add_argument("--layers", type=at_least(1), help="of the transformer; default: all")
+    parser.add_argument("--repeats", type=at_least(1), default=3)
+    parser.add_argument("--threads", type=at_least(1))
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
     options = parser.parse_args(arguments)
     import torch
@@ -120,6 +122,8 @@ def main(arguments: list[str] | None = None) -> int:
     from videoar.benchmarks.environment import environment
     from videoar.benchmarks.kernels import commit
 
+    check_preset("train_profile", options.preset)
+    check_device("train_profile", options.device)
     if options.threads is not None:
         torch.set_num_threads(options.threads)
     found = measure(

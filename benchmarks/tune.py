@@ -15,10 +15,10 @@ import time
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, field
 from datetime import date
-from pathlib import Path
 from statistics import median
 from typing import TYPE_CHECKING, Any
 
+from videoar.benchmarks.arguments import above_zero, output_file
 from videoar.benchmarks.kernels import OPS, commit, first_line, publish
 
 if TYPE_CHECKING:
@@ -261,9 +261,11 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="videoar.benchmarks.tune", description=__doc__)
     parser.add_argument("--op", action="append", choices=OPS, help="repeatable; else all")
     parser.add_argument("--dtype", choices=("bfloat16", "float16"), default="bfloat16")
-    parser.add_argument("--seconds", type=float, default=3600, help="try nothing new after this")
+    parser.add_argument(
+        "--seconds", type=above_zero, default=3600, help="try nothing new after this"
+    )
     parser.add_argument("--interpret", action="store_true", help="tiny shapes, no GPU: a test")
-    parser.add_argument("--out", type=Path, help="also write the JSON here")
+    parser.add_argument("--out", type=output_file, help="also write the JSON here")
     return parser.parse_args(arguments)
 
 

@@ -35,7 +35,7 @@ def known_limits(device: str, dtype: torch.dtype) -> Limits:
     if dtype not in _HALF:
         raise ValueError(
             f"dtype: the rate of {device} is known in 16 bits only, got {str(dtype)[6:]}; "
-            "nearest: bfloat16, or give --flops"
+            "nearest: bfloat16"
         )
     return KNOWN[device]
 

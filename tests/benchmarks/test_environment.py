@@ -15,7 +15,7 @@ def test_versions_are_those_in_use():
 
 
 def test_last_line_is_the_json_of_the_table(capsys):
-    main()
+    main([])
     *table, last = capsys.readouterr().out.splitlines()
     facts = json.loads(last)
     assert facts == environment()

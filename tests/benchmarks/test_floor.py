@@ -216,4 +216,4 @@ def test_peak_memory_of_this_process(capsys, monkeypatch):
 def test_bad_repeats(capsys):
     with pytest.raises(SystemExit):
         floor.main(["--repeats", "0"])
-    assert "--repeats: at least 1" in capsys.readouterr().err
+    assert "--repeats: expected an integer of at least 1" in capsys.readouterr().err

@@ -62,7 +62,7 @@ def test_command_line(capsys):
 
 @pytest.mark.parametrize(
     ("arguments", "message"),
-    [(["--rows", "1,x"], "expected numbers"), (["--rows", "0"], "at least 1")],
+    [(["--rows", "1,x"], "expected an integer"), (["--rows", "0"], "at least 1")],
 )
 def test_bad_arguments(arguments, message, capsys):
     with pytest.raises(SystemExit) as stopped:

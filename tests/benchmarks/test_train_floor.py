@@ -87,6 +87,6 @@ def test_a_run(capsys, monkeypatch, tmp_path):
 def test_bad_words(capsys):
     with pytest.raises(SystemExit):
         train_floor.main(["--rounds", "0"])
-    assert "--rounds: at least 1" in capsys.readouterr().err
+    assert "--rounds: expected an integer of at least 1" in capsys.readouterr().err
     with pytest.raises(ValueError, match=r"^part: one of"):
         train_floor.training_step("digits", "decoder", 1)
