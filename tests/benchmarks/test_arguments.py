@@ -7,7 +7,10 @@ from pathlib import Path
 import pytest
 import torch
 
+from tests.benchmarks.test_par import SMALL
+from videoar.benchmarks import par_measure
 from videoar.benchmarks.arguments import output_file, output_folder
+from videoar.benchmarks.par_config import PAR_PRESETS
 
 AT_LEAST_1 = r"expected an integer of at least 1, got '0'"
 BAD = [
@@ -18,7 +21,6 @@ BAD = [
     ("par_measure", ["--first-step", "323"], "--first-step: expected 0 .. 322, got 323"),
     ("par_measure", ["--steps", "324"], "--steps: expected 1 .. 323, got 324"),
     ("par_measure", ["--threads", "0"], f"--threads: {AT_LEAST_1}"),
-    ("par_measure", ["--slots", "100000"], "--slots 100000: a cache of .* rows on cpu"),
     ("par_measure", ["--device", "cuda"], "--device cuda: there is no CUDA device"),
     (
         "par_measure",
@@ -74,6 +76,16 @@ def test_refused_at_once(
         main(words)
     assert caught.value.code == 2
     assert re.search(message, capsys.readouterr().err.splitlines()[-1])
+
+
+def test_more_clips_of_par_than_fit(
+    capsys: pytest.CaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(PAR_PRESETS, "par-4x", SMALL)
+    with pytest.raises(SystemExit) as caught:
+        par_measure.run(["--slots", str(10**9)])
+    assert caught.value.code == 2
+    assert "--slots 1000000000: a cache of" in capsys.readouterr().err
 
 
 def test_what_can_be_written(tmp_path: Path) -> None:
