@@ -10,6 +10,8 @@ Axes: B rows, H query heads, G key/value heads (head h reads h // (H // G)), L =
 schedule.num_tokens, D head width. Bytes that must move: q, k, v and out once.
 """
 
+import math
+
 import torch
 from torch import Tensor
 from torch.nn.functional import scaled_dot_product_attention
@@ -67,6 +69,8 @@ def chunk_attention(
         _check_mask(mask, q_BHLD.shape[0], q_BHLD.shape[2])
     check_devices(q=q_BHLD, k=k_BGLD, v=v_BGLD, mask=mask)
     _check_visibility(schedule, text_len, text_lengths, frame_visible, q_BHLD.shape[0])
+    if scale is not None and not math.isfinite(scale):
+        raise ValueError(f"scale: expected a finite number, got {scale}")
     implementation = select("chunk_attention", q_BHLD, _IMPLEMENTATIONS, k=k_BGLD, v=v_BGLD)
     return implementation(
         q_BHLD,
@@ -276,8 +280,8 @@ def _check_visibility(
     batch: int | None = None,
 ) -> None:
     """Raise ValueError; without `batch` the two tensors only have to agree with each other."""
-    if text_len < 0:
-        raise ValueError(f"text_len: expected at least 0, got {text_len}")
+    if not isinstance(text_len, int) or text_len < 0:
+        raise ValueError(f"text_len: expected an integer of at least 0, got {text_len}")
     if text_lengths is not None:
         rows = text_lengths.shape[0] if text_lengths.dim() == 1 else -1
         if rows < 0 or rows != (batch or rows) or text_lengths.dtype not in INTEGERS:

@@ -126,10 +126,10 @@ def _form_on_cpu(
         if not t.is_cpu:
             raise ValueError(f"{name}: expected on cpu, got on {t.device}")
         if t.dtype not in CPP_DTYPES and t.is_floating_point():
-            return form, f"computes {CPP_DTYPES}, got {t.dtype}"
+            reason = reason or f"computes {CPP_DTYPES}, got {t.dtype}"
         if grad and t.requires_grad:
             form = "cpp_grad"
-    if form not in implementations:
+    if reason is None and form not in implementations:
         reason = "has no backward, and autograd would have to record this call"
     return form, reason
 

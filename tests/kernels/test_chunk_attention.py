@@ -427,6 +427,8 @@ def test_unmasked_attention_is_full_attention(device):
         ({"frame_visible": torch.ones(2, 2).bool()}, "frame_visible"),
         ({"frame_visible": torch.ones(3, 3, 3).bool()}, "frame_visible"),
         ({"frame_visible": torch.ones(3, 3)}, "frame_visible"),
+        ({"text_len": 3.0}, "text_len"),
+        ({"scale": math.nan}, "scale"),
         ({"mask": torch.ones(2, 4, 18, 18).bool()}, "mask"),
         ({"mask": torch.ones(2, 1, 18, 18)}, "mask"),
         ({"mask": torch.ones(2, 1, 18, 18, device="meta").bool()}, "mask"),

@@ -69,6 +69,10 @@ def test_missing_forced_backend_names_op_backend_and_what_exists():
 def test_cpp_refuses_a_tensor_elsewhere():
     with use_backend("cpp"), pytest.raises(ValueError, match=r"swiglu.*meta"):
         select("swiglu", torch.zeros(1, device="meta"), ALL)
+    # Also where the plain twin would serve the dtype, and torch would raise.
+    double = torch.zeros(1, dtype=torch.float64)
+    with pytest.raises(ValueError, match=r"^up: expected on cpu, got on meta"):
+        select("swiglu", double, ALL, up=double.to("meta"))
 
 
 def test_unknown_backend():
