@@ -21,16 +21,25 @@ void copy_words(const T *rows, int64_t stride, int64_t count, int64_t width, flo
 
 // 2^x for x <= 0, to 3e-6: far below the rounding of a weight to bf16.
 VIDEOAR_INLINE Floats exp2_short(Floats x) {
-#if VIDEOAR_ISA >= 2
+#if VIDEOAR_ISA >= VIDEOAR_AVX512
   const Floats y = _mm512_max_ps(_mm512_set1_ps(-150.0f), x); // NaN stays NaN
   const Floats n = _mm512_roundscale_ps(y, 8);
   const Floats r = y - n;
+#else
+  const Floats magic = broadcast(12582912.0f); // as in exp
+  const Floats y = x < -126.0f ? broadcast(-126.0f) : x;
+  const Floats shifted = y + magic;
+  const Floats r = y - (shifted - magic);
+#endif
   Floats p = fma(broadcast(9.58285e-3f), r, broadcast(5.590643e-2f));
   p = fma(p, r, broadcast(2.4024099e-1f));
   p = fma(p, r, broadcast(6.9312419e-1f));
-  return _mm512_scalef_ps(fma(p, r, broadcast(1.0f)), n);
+  p = fma(p, r, broadcast(1.0f));
+#if VIDEOAR_ISA >= VIDEOAR_AVX512
+  return _mm512_scalef_ps(p, n);
 #else
-  return exp(x * 0.69314718f);
+  const Floats power = as_floats((as_words(shifted) - as_words(magic) + 127u) << 23);
+  return x < -126.0f ? Floats{} : p * power;
 #endif
 }
 
@@ -79,7 +88,7 @@ template <typename T> void softmax_block(int64_t keys, int64_t count, AttentionS
 // One query's channels, divided by its sum and put back in order.
 template <typename T>
 VIDEOAR_INLINE void write_row(const float *sums, float total, int64_t width, T *out) {
-#if VIDEOAR_ISA == 3
+#if VIDEOAR_ISA == VIDEOAR_AVX512_BF16
   if constexpr (kPairs<T>) {
     const __m512i front = _mm512_setr_epi32(0, 1, 2, 3, 16, 17, 18, 19, 4, 5, 6, 7, 20, 21, 22, 23);
     const __m512i back = _mm512_add_epi32(front, _mm512_set1_epi32(8));

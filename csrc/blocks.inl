@@ -1,6 +1,6 @@
 // kLanes maps as a block [cell][kLanes] of floats, for kernels compiled by foreach_isa.h: every
 // load and store of a kernel is one vector then, whatever the grid. Here are the ways in and out of
-// it. Needs <utility>.
+// it.
 
 VIDEOAR_INLINE float to_float(float x) { return x; }
 
@@ -10,45 +10,6 @@ VIDEOAR_INLINE float to_float(bf16 x) {
   std::memcpy(&value, &bits, sizeof value);
   return value;
 }
-
-#if defined(__GNUC__)
-using LaneIndices = std::make_integer_sequence<int, kLanes>;
-
-// Lanes of a and b (counted on behind those of a) in a given order.
-template <int... Index>
-VIDEOAR_INLINE Floats shuffle(Floats a, Floats b, std::integer_sequence<int, Index...>) {
-#ifdef __clang__
-  return __builtin_shufflevector(a, b, Index...);
-#else
-  return __builtin_shuffle(a, b, Words{static_cast<uint32_t>(Index)...});
-#endif
-}
-
-// Exchanges the off-diagonal STEP x STEP parts of every 2 STEP x 2 STEP square.
-template <int STEP, int... Lane>
-VIDEOAR_INLINE void swap_squares(Floats *rows, std::integer_sequence<int, Lane...>) {
-  using Upper = std::integer_sequence<int, (Lane & STEP ? kLanes + Lane - STEP : Lane)...>;
-  using Lower = std::integer_sequence<int, (Lane & STEP ? kLanes + Lane : Lane + STEP)...>;
-#pragma GCC unroll 16
-  for (int i = 0; i < kLanes; ++i)
-    if (!(i & STEP)) {
-      const Floats upper = rows[i], lower = rows[i + STEP];
-      rows[i] = shuffle(upper, lower, Upper{});
-      rows[i + STEP] = shuffle(upper, lower, Lower{});
-    }
-}
-
-VIDEOAR_INLINE void transpose(Floats *rows) {
-  if constexpr (kLanes > 8)
-    swap_squares<8>(rows, LaneIndices{});
-  if constexpr (kLanes > 4)
-    swap_squares<4>(rows, LaneIndices{});
-  swap_squares<2>(rows, LaneIndices{});
-  swap_squares<1>(rows, LaneIndices{});
-}
-#else
-VIDEOAR_INLINE void transpose(Floats *) {}
-#endif
 
 // `cells` <= kLanes neighbouring cells of `count` maps; absent maps are zero.
 template <typename T>

@@ -76,21 +76,16 @@ void score_keys(const T *const *rows, int64_t keys, int64_t width, int64_t count
 template <typename T, int COLUMNS>
 VIDEOAR_INLINE void value_words(const T *const *rows, int64_t n, int64_t width,
                                 Words (&words)[COLUMNS]) {
-#if VIDEOAR_ISA == 3
   if constexpr (kPairs<T>) {
 #pragma GCC unroll 4
-    for (int j = 0; j < COLUMNS; j += 2) {
-      const auto even = (__m512i)row_words(rows[0], (n + j) * kLanes / 2, width);
-      const auto odd = (__m512i)row_words(rows[1], (n + j) * kLanes / 2, width);
-      words[j] = (Words)_mm512_unpacklo_epi16(even, odd);
-      words[j + 1] = (Words)_mm512_unpackhi_epi16(even, odd);
-    }
-    return;
-  }
-#endif
+    for (int j = 0; j < COLUMNS; j += 2)
+      interleave(row_words(rows[0], (n + j) * kLanes / 2, width),
+                 row_words(rows[1], (n + j) * kLanes / 2, width), words[j], words[j + 1]);
+  } else {
 #pragma GCC unroll 4
-  for (int j = 0; j < COLUMNS; ++j)
-    words[j] = row_words(rows[0], (n + j) * kLanes, width);
+    for (int j = 0; j < COLUMNS; ++j)
+      words[j] = row_words(rows[0], (n + j) * kLanes, width);
+  }
 }
 
 // out = out * factor + weights values, for ROWS queries and COLUMNS vectors from n on. `factor`

@@ -3,12 +3,13 @@
 //   #define VIDEOAR_KERNEL "rms_norm.inl"
 //   #include "foreach_isa.h"
 //
-// gives videoar::(anonymous)::{baseline, avx2, avx512, avx512_bf16}::everything in the file, each
-// with vec.inl in front of it. Inside, VIDEOAR_ISA is the level (an int as in `Isa`). All headers
-// must be included before: nothing of the standard library may be compiled for a wider processor.
-// Include once per translation unit.
+// gives videoar::(anonymous)::{baseline, avx2, avx512, avx512_bf16}::everything in the file, or on
+// Arm {neon, neon_bf16}, each with vec.inl in front of it. Inside, VIDEOAR_ISA is one of the
+// numbers of isa.h. All headers must be included before: nothing of the standard library may be
+// compiled for a wider processor. Include once per translation unit.
 #include <cstdint>
 #include <cstring>
+#include <utility>
 
 #include "dtype.h"
 #include "isa.h"
@@ -22,7 +23,46 @@
 #error "define VIDEOAR_KERNEL, the kernel's file, before including foreach_isa.h"
 #endif
 
-#define VIDEOAR_ISA 0
+#if VIDEOAR_ARM
+
+#define VIDEOAR_ISA VIDEOAR_NEON
+namespace videoar {
+namespace {
+namespace neon {
+#include "vec.inl"
+
+#include VIDEOAR_KERNEL
+} // namespace neon
+} // namespace
+} // namespace videoar
+#undef VIDEOAR_ISA
+
+#ifdef __clang__
+#pragma clang attribute push(__attribute__((target("bf16"))), apply_to = function)
+#else
+#pragma GCC push_options
+#pragma GCC target("arch=armv8.2-a+bf16")
+#endif
+#define VIDEOAR_ISA VIDEOAR_NEON_BF16
+namespace videoar {
+namespace {
+namespace neon_bf16 {
+#include "vec.inl"
+
+#include VIDEOAR_KERNEL
+} // namespace neon_bf16
+} // namespace
+} // namespace videoar
+#undef VIDEOAR_ISA
+#ifdef __clang__
+#pragma clang attribute pop
+#else
+#pragma GCC pop_options
+#endif
+
+#else // VIDEOAR_ARM
+
+#define VIDEOAR_ISA VIDEOAR_BASELINE
 namespace videoar {
 namespace {
 namespace baseline {
@@ -42,7 +82,7 @@ namespace baseline {
 #pragma GCC push_options
 #pragma GCC target("avx2,fma")
 #endif
-#define VIDEOAR_ISA 1
+#define VIDEOAR_ISA VIDEOAR_AVX2
 namespace videoar {
 namespace {
 namespace avx2 {
@@ -66,7 +106,7 @@ namespace avx2 {
 #pragma GCC push_options
 #pragma GCC target("avx2,fma,avx512f,avx512bw,avx512dq,avx512vl,prefer-vector-width=512")
 #endif
-#define VIDEOAR_ISA 2
+#define VIDEOAR_ISA VIDEOAR_AVX512
 namespace videoar {
 namespace {
 namespace avx512 {
@@ -91,7 +131,7 @@ namespace avx512 {
 #pragma GCC push_options
 #pragma GCC target("avx2,fma,avx512f,avx512bw,avx512dq,avx512vl,avx512bf16,prefer-vector-width=512")
 #endif
-#define VIDEOAR_ISA 3
+#define VIDEOAR_ISA VIDEOAR_AVX512_BF16
 namespace videoar {
 namespace {
 namespace avx512_bf16 {
@@ -109,3 +149,5 @@ namespace avx512_bf16 {
 #endif
 
 #endif // VIDEOAR_X86
+
+#endif // VIDEOAR_ARM

@@ -4,13 +4,38 @@
 
 #include "check.h"
 
+#if VIDEOAR_ARM && defined(__linux__)
+#include <sys/auxv.h>
+#elif VIDEOAR_ARM && defined(__APPLE__)
+#include <sys/sysctl.h>
+#endif
+
 namespace videoar {
 namespace {
 
+#if VIDEOAR_ARM
+constexpr const char *kNames[] = {"neon", "neon_bf16"};
+
+bool has_bf16() {
+#if defined(__linux__)
+  constexpr unsigned long kBf16 = 1ul << 14; // HWCAP2_BF16, which older headers do not name
+  return getauxval(AT_HWCAP2) & kBf16;
+#elif defined(__APPLE__)
+  int value = 0;
+  size_t size = sizeof value;
+  return !sysctlbyname("hw.optional.arm.FEAT_BF16", &value, &size, nullptr, 0) && value;
+#else
+  return false;
+#endif
+}
+#else
 constexpr const char *kNames[] = {"baseline", "avx2", "avx512", "avx512_bf16"};
+#endif
 
 Isa widest() {
-#if VIDEOAR_X86
+#if VIDEOAR_ARM
+  return has_bf16() ? Isa::neon_bf16 : Isa::neon;
+#elif VIDEOAR_X86
   __builtin_cpu_init();
   // These also ask whether the operating system saves the wider registers.
   if (!__builtin_cpu_supports("avx2") || !__builtin_cpu_supports("fma"))

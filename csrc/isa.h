@@ -7,16 +7,35 @@
 
 #if defined(__x86_64__) && defined(__GNUC__)
 #define VIDEOAR_X86 1
+#define VIDEOAR_ARM 0
 #include <immintrin.h>
+#elif defined(__aarch64__) && defined(__ARM_NEON) && defined(__GNUC__) && !defined(__AARCH64EB__)
+#define VIDEOAR_X86 0
+#define VIDEOAR_ARM 1
+#include <arm_neon.h>
 #else
 #define VIDEOAR_X86 0
+#define VIDEOAR_ARM 0
 #endif
+
+// What VIDEOAR_ISA is while a kernel is compiled. Those of x86 contain one another.
+#define VIDEOAR_BASELINE 0
+#define VIDEOAR_NEON 1
+#define VIDEOAR_NEON_BF16 2
+#define VIDEOAR_AVX2 3
+#define VIDEOAR_AVX512 4
+#define VIDEOAR_AVX512_BF16 5
 
 namespace videoar {
 
 // Each contains the one before it. avx2 has FMA; avx512 is F, BW, DQ and VL (Skylake);
-// avx512_bf16 adds the dot product of bf16 pairs (Cooper Lake, Zen 4).
+// avx512_bf16 adds the dot product of bf16 pairs (Cooper Lake, Zen 4), neon_bf16 that of 64-bit Arm
+// (Neoverse N2, V1 and V2, Apple M2).
+#if VIDEOAR_ARM
+enum class Isa { neon, neon_bf16 };
+#else
 enum class Isa { baseline, avx2, avx512, avx512_bf16 };
+#endif
 
 // The set that kernels use: the widest of this processor, or what set_isa chose.
 Isa isa();
@@ -52,6 +71,14 @@ void set_isa(const std::string &name);
       baseline::__VA_ARGS__;                                                                       \
       break;                                                                                       \
     }                                                                                              \
+  } while (false)
+#elif VIDEOAR_ARM
+#define VIDEOAR_DISPATCH(...)                                                                      \
+  do {                                                                                             \
+    if (::videoar::isa() == ::videoar::Isa::neon_bf16)                                             \
+      neon_bf16::__VA_ARGS__;                                                                      \
+    else                                                                                           \
+      neon::__VA_ARGS__;                                                                           \
   } while (false)
 #else
 #define VIDEOAR_DISPATCH(...) baseline::__VA_ARGS__

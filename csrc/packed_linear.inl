@@ -42,8 +42,8 @@ template <typename T> VIDEOAR_INLINE Floats add_word(const T *x, Words w, Floats
 
 // ROWS rows against the vectors from `first` on of a block.
 template <typename T, int ROWS>
-void add_rows(const T *x, int64_t in, const WeightBlock &block, int first, Ahead ahead,
-              bool is_first, float *sums) {
+VIDEOAR_NOINLINE void add_rows(const T *x, int64_t in, const WeightBlock &block, int first,
+                               Ahead ahead, bool is_first, float *sums) {
   constexpr int kInputs = kInputsOfWord<T>;
   sums += first * kLanes;
   Floats sum[ROWS][kGroup];
@@ -72,10 +72,13 @@ void add_rows(const T *x, int64_t in, const WeightBlock &block, int first, Ahead
       store(sums + i * kPanel + j * kLanes, sum[i][j]);
 }
 
-// Of at most kRows rows, all vectors of a panel.
-template <typename T, int ROWS>
-void add_panel(const T *x, int64_t in, const WeightBlock &block, const Ahead &ahead, bool is_first,
-               float *sums) {
+// Of at most ROWS rows, all vectors of a panel.
+template <typename T, int ROWS = kRows>
+void add_panel(const T *x, int64_t rows, int64_t in, const WeightBlock &block, const Ahead &ahead,
+               bool is_first, float *sums) {
+  if constexpr (ROWS > 1)
+    if (rows < ROWS)
+      return add_panel<T, ROWS - 1>(x, rows, in, block, ahead, is_first, sums);
   for (int first = 0; first < kPanelVectors; first += kGroup)
     add_rows<T, ROWS>(x, in, block, first, first ? Ahead{} : ahead, is_first, sums);
 }
@@ -91,27 +94,7 @@ void add_block(const T *x, int64_t rows, int64_t in, const WeightBlock &block, c
     const int64_t from = next_lines * group / groups, to = next_lines * (group + 1) / groups;
     const Ahead ahead{next + from * kLineFloats, next + to * kLineFloats,
                       static_cast<int>((to - from + block.steps - 1) / block.steps)};
-    const T *part = x + first * in;
-    float *out = sums + first * kPanel;
-    switch (count) {
-    case 6:
-      add_panel<T, 6>(part, in, block, ahead, is_first, out);
-      break;
-    case 5:
-      add_panel<T, 5>(part, in, block, ahead, is_first, out);
-      break;
-    case 4:
-      add_panel<T, 4>(part, in, block, ahead, is_first, out);
-      break;
-    case 3:
-      add_panel<T, 3>(part, in, block, ahead, is_first, out);
-      break;
-    case 2:
-      add_panel<T, 2>(part, in, block, ahead, is_first, out);
-      break;
-    default:
-      add_panel<T, 1>(part, in, block, ahead, is_first, out);
-    }
+    add_panel(x + first * in, count, in, block, ahead, is_first, sums + first * kPanel);
   }
 }
 

@@ -2,10 +2,11 @@
 // word is a float, or, where the instruction set multiplies such pairs (kPairs), two neighbouring
 // bf16. B is packed so that a vector holds one word of kLanes columns. Needs <algorithm>.
 
-template <typename T> constexpr bool kPairs = VIDEOAR_ISA == 3 && sizeof(T) == 2;
-// Accumulators of one product: kRows * kColumns of the 32 (16) registers.
-constexpr int kRows = 6;
-constexpr int kColumns = VIDEOAR_ISA >= 2 ? 4 : 2;
+template <typename T> constexpr bool kPairs = kDotsPairs && sizeof(T) == 2;
+// Accumulators of one product: kRows * kColumns of 32 registers, or 16 (AVX2 and less). Arm has no
+// operand that is broadcast from memory, so a register for each row, too.
+constexpr int kRows = VIDEOAR_ARM ? 5 : 6;
+constexpr int kColumns = VIDEOAR_ISA >= VIDEOAR_AVX512 || VIDEOAR_ARM ? 4 : 2;
 
 // Words live in arrays of floats and are moved as bits.
 VIDEOAR_INLINE Words load_words(const float *x) { return as_words(load(x)); }
@@ -13,13 +14,17 @@ VIDEOAR_INLINE void store_words(float *out, Words x) { store(out, as_floats(x));
 
 // c + a b by lane: one product, or two where words are pairs.
 template <bool PAIRS> VIDEOAR_INLINE Floats multiply_add(const void *a, Words b, Floats c) {
-#if VIDEOAR_ISA == 3
   if constexpr (PAIRS) {
     int32_t pair;
     std::memcpy(&pair, a, sizeof pair);
+#if VIDEOAR_ISA == VIDEOAR_AVX512_BF16
     return _mm512_dpbf16_ps(c, (__m512bh)_mm512_set1_epi32(pair), (__m512bh)b);
-  }
+#elif VIDEOAR_ISA == VIDEOAR_NEON_BF16
+    const Words pairs = Words{} + static_cast<uint32_t>(pair);
+    asm("bfdot %0.4s, %1.8h, %2.8h" : "+w"(c) : "w"(pairs), "w"(b));
+    return c;
 #endif
+  }
   float factor;
   std::memcpy(&factor, a, sizeof factor);
   return fma(broadcast(factor), as_floats(b), c);
@@ -43,7 +48,7 @@ struct Product {
 
 // ROWS rows from m on, COLUMNS vectors of columns from n on.
 template <bool PAIRS, int ROWS, int COLUMNS>
-void multiply_block(const Product &product, int64_t m, int64_t n) {
+VIDEOAR_NOINLINE void multiply_block(const Product &product, int64_t m, int64_t n) {
   const int64_t steps = product.steps, stride_a = product.stride_a, stride_c = product.stride_c;
   const float *a = product.a + m * stride_a, *b = product.b + n * steps * kLanes;
   float *c = product.c + m * stride_c + n * kLanes;
@@ -72,23 +77,13 @@ void multiply_block(const Product &product, int64_t m, int64_t n) {
       store(c + i * stride_c + j * kLanes, sums[i][j] * product.after);
 }
 
-// Of at most kRows rows.
-template <bool PAIRS, int COLUMNS>
+// Of at most ROWS rows.
+template <bool PAIRS, int COLUMNS, int ROWS = kRows>
 void multiply_rows(const Product &product, int64_t m, int64_t n) {
-  switch (product.rows - m) {
-  default:
-    return multiply_block<PAIRS, 6, COLUMNS>(product, m, n);
-  case 5:
-    return multiply_block<PAIRS, 5, COLUMNS>(product, m, n);
-  case 4:
-    return multiply_block<PAIRS, 4, COLUMNS>(product, m, n);
-  case 3:
-    return multiply_block<PAIRS, 3, COLUMNS>(product, m, n);
-  case 2:
-    return multiply_block<PAIRS, 2, COLUMNS>(product, m, n);
-  case 1:
-    return multiply_block<PAIRS, 1, COLUMNS>(product, m, n);
-  }
+  if constexpr (ROWS > 1)
+    if (product.rows - m < ROWS)
+      return multiply_rows<PAIRS, COLUMNS, ROWS - 1>(product, m, n);
+  multiply_block<PAIRS, ROWS, COLUMNS>(product, m, n);
 }
 
 // meanwhile() is called once a block.
@@ -109,13 +104,20 @@ void multiply(const Product &product, Meanwhile meanwhile) {
 
 // Words i .. i + kLanes of a row of `width` channels; what lies behind its end is 0.
 template <typename T> VIDEOAR_INLINE Words row_words(const T *row, int64_t i, int64_t width) {
-#if VIDEOAR_ISA == 3
   if constexpr (kPairs<T>) {
     const int64_t rest = width - 2 * i;
+#if VIDEOAR_ISA == VIDEOAR_AVX512_BF16
     const uint32_t mask = rest >= 32 ? ~0u : (1u << rest) - 1;
     return (Words)_mm512_maskz_loadu_epi16(mask, row + 2 * i);
-  }
+#else
+    Words words{};
+    if (rest >= 2 * kLanes)
+      std::memcpy(&words, row + 2 * i, sizeof words);
+    else
+      std::memcpy(&words, row + 2 * i, sizeof(T) * rest);
+    return words;
 #endif
+  }
   const int64_t rest = width - i;
   return as_words(load_n(row + i, rest < kLanes ? rest : kLanes));
 }
@@ -128,10 +130,11 @@ template <typename T> VIDEOAR_INLINE int64_t words_of(int64_t width) {
 
 // Vectors of output channels; pairs of rows interleave into two vectors at a time.
 template <typename T> VIDEOAR_INLINE int64_t vectors_of(int64_t width) {
-  return kPairs<T> ? (width + 31) / 32 * 2 : (width + kLanes - 1) / kLanes;
+  constexpr int64_t kLanesOfRow = kPairs<T> ? 2 * kLanes : kLanes;
+  return (width + kLanesOfRow - 1) / kLanesOfRow * (kPairs<T> ? 2 : 1);
 }
 
-#if VIDEOAR_ISA >= 2
+#if VIDEOAR_ISA >= VIDEOAR_AVX512
 // x[i][j] <-> x[j][i]
 VIDEOAR_INLINE void transpose(__m512i (&x)[16]) {
   __m512i y[16];
@@ -168,7 +171,7 @@ VIDEOAR_INLINE void transpose(__m512i (&x)[16]) {
 template <typename T>
 VIDEOAR_INLINE void load_columns(const T *const (&row)[kLanes], int64_t i, int64_t width,
                                  Words (&tile)[kLanes]) {
-#if VIDEOAR_ISA >= 2
+#if VIDEOAR_ISA >= VIDEOAR_AVX512
   __m512i rows[kLanes];
 #pragma GCC unroll 16
   for (int key = 0; key < kLanes; ++key)
@@ -178,15 +181,14 @@ VIDEOAR_INLINE void load_columns(const T *const (&row)[kLanes], int64_t i, int64
   for (int word = 0; word < kLanes; ++word)
     tile[word] = (Words)rows[word];
 #else
-  float lines[kLanes][kLanes];
-  for (int key = 0; key < kLanes; ++key) {
-    float line[kLanes];
-    store_words(line, row_words(row[key], i, width));
-    for (int word = 0; word < kLanes; ++word)
-      lines[word][key] = line[word];
-  }
+  Floats rows[kLanes];
+#pragma GCC unroll 16
+  for (int key = 0; key < kLanes; ++key)
+    rows[key] = as_floats(row_words(row[key], i, width));
+  transpose(rows);
+#pragma GCC unroll 16
   for (int word = 0; word < kLanes; ++word)
-    tile[word] = load_words(lines[word]);
+    tile[word] = as_words(rows[word]);
 #endif
 }
 
@@ -209,29 +211,41 @@ void pack_keys(const T *const *rows, int64_t keys, int64_t width, float *out) {
   }
 }
 
-// Values: [vectors of channels, words of keys, kLanes]. Where words are pairs, the vectors 2 i and
-// 2 i + 1 hold channels 32 i + {0-3, 8-11, 16-19, 24-27} and the others, as unpacking leaves them;
-// a missing second key is 0.
+// Two rows of bf16 as one of pairs: low and high are the vectors 2 i and 2 i + 1 of all channels.
+// On Arm they are in order; AVX-512 unpacks within 128 bits, so that low has the channels 32 i +
+// {0-3, 8-11, 16-19, 24-27} and high the others (write_row puts them back).
+VIDEOAR_INLINE void interleave(Words even, Words odd, Words &low, Words &high) {
+#if VIDEOAR_ISA == VIDEOAR_AVX512_BF16
+  low = (Words)_mm512_unpacklo_epi16((__m512i)even, (__m512i)odd);
+  high = (Words)_mm512_unpackhi_epi16((__m512i)even, (__m512i)odd);
+#elif VIDEOAR_ISA == VIDEOAR_NEON_BF16
+  low = (Words)vzip1q_u16((uint16x8_t)even, (uint16x8_t)odd);
+  high = (Words)vzip2q_u16((uint16x8_t)even, (uint16x8_t)odd);
+#else
+  low = even, high = odd; // never called
+#endif
+}
+
+// Values: [vectors of channels, words of keys, kLanes]. Where words are pairs, a missing second key
+// is 0.
 template <typename T>
 void pack_values(const T *const *rows, int64_t keys, int64_t width, float *out) {
   const int64_t vectors = vectors_of<T>(width);
-#if VIDEOAR_ISA == 3
   if constexpr (kPairs<T>) {
     const int64_t steps = (keys + 1) / 2;
     for (int64_t step = 0; step < steps; ++step) {
       for (int64_t n = 0; n < vectors; n += 2) {
-        const auto even = (__m512i)row_words(rows[2 * step], n * kLanes / 2, width);
-        const auto odd = 2 * step + 1 < keys
-                             ? (__m512i)row_words(rows[2 * step + 1], n * kLanes / 2, width)
-                             : __m512i{};
-        store_words(out + (n * steps + step) * kLanes, (Words)_mm512_unpacklo_epi16(even, odd));
-        store_words(out + ((n + 1) * steps + step) * kLanes,
-                    (Words)_mm512_unpackhi_epi16(even, odd));
+        const Words even = row_words(rows[2 * step], n * kLanes / 2, width);
+        const Words odd =
+            2 * step + 1 < keys ? row_words(rows[2 * step + 1], n * kLanes / 2, width) : Words{};
+        Words low, high;
+        interleave(even, odd, low, high);
+        store_words(out + (n * steps + step) * kLanes, low);
+        store_words(out + ((n + 1) * steps + step) * kLanes, high);
       }
     }
     return;
   }
-#endif
   for (int64_t key = 0; key < keys; ++key)
     for (int64_t n = 0; n < vectors; ++n)
       store_words(out + (n * keys + key) * kLanes, row_words(rows[key], n * kLanes, width));

@@ -5,15 +5,16 @@
 typedef uint64_t Longs __attribute__((vector_size(4 * kLanes)));
 
 VIDEOAR_INLINE Longs multiply(Longs word, uint32_t multiplier) {
-  const Longs factor = Longs{} + multiplier;
-#if VIDEOAR_ISA >= 2
-  return (Longs)_mm512_mul_epu32((__m512i)word, (__m512i)factor);
-#elif VIDEOAR_ISA == 1
-  return (Longs)_mm256_mul_epu32((__m256i)word, (__m256i)factor);
+#if VIDEOAR_ISA >= VIDEOAR_AVX512
+  return (Longs)_mm512_mul_epu32((__m512i)word, _mm512_set1_epi64(multiplier));
+#elif VIDEOAR_ISA == VIDEOAR_AVX2
+  return (Longs)_mm256_mul_epu32((__m256i)word, _mm256_set1_epi64x(multiplier));
 #elif VIDEOAR_X86
-  return (Longs)_mm_mul_epu32((__m128i)word, (__m128i)factor);
+  return (Longs)_mm_mul_epu32((__m128i)word, _mm_set1_epi64x(multiplier));
+#elif VIDEOAR_ARM
+  return (Longs)vmull_u32(vmovn_u64((uint64x2_t)word), vdup_n_u32(multiplier));
 #else
-  return (word & 0xFFFFFFFFu) * factor;
+  return (word & 0xFFFFFFFFu) * (Longs{} + multiplier);
 #endif
 }
 

@@ -4,16 +4,18 @@
 
 #if defined(__GNUC__)
 #define VIDEOAR_INLINE inline __attribute__((always_inline))
-constexpr int kLanes = VIDEOAR_ISA >= 2 ? 16 : VIDEOAR_ISA == 1 ? 8 : 4;
+// What fills the registers keeps them to itself.
+#define VIDEOAR_NOINLINE __attribute__((noinline))
+constexpr int kLanes = VIDEOAR_ISA >= VIDEOAR_AVX512 ? 16 : VIDEOAR_ISA == VIDEOAR_AVX2 ? 8 : 4;
 typedef float Floats __attribute__((vector_size(4 * kLanes)));
 typedef uint32_t Words __attribute__((vector_size(4 * kLanes)));
 typedef uint16_t Halves __attribute__((vector_size(2 * kLanes)));
 
 // GCC 12 compiles __builtin_convertvector between these into several instructions.
 VIDEOAR_INLINE Words widen(Halves x) {
-#if VIDEOAR_ISA >= 2
+#if VIDEOAR_ISA >= VIDEOAR_AVX512
   return (Words)_mm512_cvtepu16_epi32((__m256i)x);
-#elif VIDEOAR_ISA == 1
+#elif VIDEOAR_ISA == VIDEOAR_AVX2
   return (Words)_mm256_cvtepu16_epi32((__m128i)x);
 #else
   return __builtin_convertvector(x, Words);
@@ -21,9 +23,9 @@ VIDEOAR_INLINE Words widen(Halves x) {
 }
 
 VIDEOAR_INLINE Halves narrow(Words x) {
-#if VIDEOAR_ISA >= 2
+#if VIDEOAR_ISA >= VIDEOAR_AVX512
   return (Halves)_mm512_cvtepi32_epi16((__m512i)x);
-#elif VIDEOAR_ISA == 1
+#elif VIDEOAR_ISA == VIDEOAR_AVX2
   const __m256i low = (__m256i)(x & 0xFFFFu);
   return (Halves)_mm_packus_epi32(_mm256_castsi256_si128(low), _mm256_extracti128_si256(low, 1));
 #else
@@ -32,6 +34,7 @@ VIDEOAR_INLINE Halves narrow(Words x) {
 }
 #else
 #define VIDEOAR_INLINE inline
+#define VIDEOAR_NOINLINE
 constexpr int kLanes = 1;
 typedef float Floats;
 typedef uint32_t Words;
@@ -40,6 +43,9 @@ typedef uint16_t Halves;
 VIDEOAR_INLINE Words widen(Halves x) { return x; }
 VIDEOAR_INLINE Halves narrow(Words x) { return static_cast<Halves>(x); }
 #endif
+
+// Whether products of bf16 pairs are one instruction.
+constexpr bool kDotsPairs = VIDEOAR_ISA == VIDEOAR_AVX512_BF16 || VIDEOAR_ISA == VIDEOAR_NEON_BF16;
 
 VIDEOAR_INLINE Words as_words(Floats x) {
   Words words;
@@ -58,10 +64,12 @@ VIDEOAR_INLINE Floats broadcast(float x) { return x - Floats{}; }
 // a * b + c, with one rounding where the instruction set has FMA. Without this call nothing is
 // fused (-ffp-contract=off), so that a formula means the same on every processor.
 VIDEOAR_INLINE Floats fma(Floats a, Floats b, Floats c) {
-#if VIDEOAR_ISA >= 2
+#if VIDEOAR_ISA >= VIDEOAR_AVX512
   return _mm512_fmadd_ps(a, b, c);
-#elif VIDEOAR_ISA == 1
+#elif VIDEOAR_ISA == VIDEOAR_AVX2
   return _mm256_fmadd_ps(a, b, c);
+#elif VIDEOAR_ARM
+  return (Floats)vfmaq_f32((float32x4_t)c, (float32x4_t)a, (float32x4_t)b);
 #else
   return a * b + c;
 #endif
@@ -93,7 +101,7 @@ template <int size, typename Combine> VIDEOAR_INLINE float fold(const float *x, 
 }
 
 VIDEOAR_INLINE float sum(Floats x) {
-#if VIDEOAR_ISA >= 2
+#if VIDEOAR_ISA >= VIDEOAR_AVX512
   return _mm512_reduce_add_ps(x);
 #else
   float lanes[kLanes];
@@ -103,7 +111,7 @@ VIDEOAR_INLINE float sum(Floats x) {
 }
 
 VIDEOAR_INLINE float largest(Floats x) {
-#if VIDEOAR_ISA >= 2
+#if VIDEOAR_ISA >= VIDEOAR_AVX512
   return _mm512_reduce_max_ps(x);
 #else
   float lanes[kLanes];
@@ -119,10 +127,14 @@ VIDEOAR_INLINE Words bf16_words(Floats x) {
   return x == x ? rounded : (bits >> 16 | 0x40u);
 }
 
-// The same; the instruction takes denormal numbers for 0.
+// The same; the instruction of x86 takes denormal numbers for 0.
 VIDEOAR_INLINE Halves to_bf16(Floats x) {
-#if VIDEOAR_ISA == 3
+#if VIDEOAR_ISA == VIDEOAR_AVX512_BF16
   return (Halves)_mm512_cvtneps_pbh(x);
+#elif VIDEOAR_ISA == VIDEOAR_NEON_BF16
+  Halves out; // clang before 16 has no intrinsics for a target that is chosen here
+  asm("bfcvtn %0.4h, %1.4s" : "=w"(out) : "w"(x));
+  return out;
 #else
   return narrow(bf16_words(x));
 #endif
@@ -132,11 +144,9 @@ VIDEOAR_INLINE Halves to_bf16(Floats x) {
 template <typename T> VIDEOAR_INLINE Floats round_to(Floats x) {
   if constexpr (sizeof(T) == 4)
     return x;
-#if VIDEOAR_ISA == 3
-  return as_floats(widen(to_bf16(x)) << 16);
-#else
+  if constexpr (kDotsPairs)
+    return as_floats(widen(to_bf16(x)) << 16);
   return as_floats(bf16_words(x) << 16);
-#endif
 }
 
 VIDEOAR_INLINE Floats load(const float *x) {
@@ -160,7 +170,7 @@ VIDEOAR_INLINE void store(bf16 *out, Floats x) {
 
 // The first `count` < kLanes lanes; the others are 0 and touch no memory.
 template <typename T> VIDEOAR_INLINE Floats load_part(const T *x, int64_t count) {
-#if VIDEOAR_ISA >= 2
+#if VIDEOAR_ISA >= VIDEOAR_AVX512
   const auto mask = static_cast<__mmask16>((1u << count) - 1);
   if constexpr (sizeof(T) == 4)
     return _mm512_maskz_loadu_ps(mask, x);
@@ -175,7 +185,7 @@ template <typename T> VIDEOAR_INLINE Floats load_part(const T *x, int64_t count)
 }
 
 template <typename T> VIDEOAR_INLINE void store_part(T *out, Floats x, int64_t count) {
-#if VIDEOAR_ISA >= 2
+#if VIDEOAR_ISA >= VIDEOAR_AVX512
   const auto mask = static_cast<__mmask16>((1u << count) - 1);
   if constexpr (sizeof(T) == 4)
     _mm512_mask_storeu_ps(out, mask, x);
@@ -223,7 +233,7 @@ VIDEOAR_INLINE Floats exp_reduced(Floats r) {
 // e^x = 2^n e^r to 2 units in the last place. Below -87.3, where the result is denormal, it may be
 // 0; infinity above 88.8; NaN stays NaN.
 VIDEOAR_INLINE Floats exp(Floats x) {
-#if VIDEOAR_ISA >= 2
+#if VIDEOAR_ISA >= VIDEOAR_AVX512
   // The order of the operands keeps NaN.
   const Floats y = _mm512_min_ps(_mm512_set1_ps(89.0f), _mm512_max_ps(_mm512_set1_ps(-104.0f), x));
   const Floats n = _mm512_roundscale_ps(y * 1.44269504f, 8); // to nearest, no exception
@@ -235,7 +245,7 @@ VIDEOAR_INLINE Floats exp(Floats x) {
 #endif
   Floats r = fma(n, broadcast(-0.693359375f), y);
   r = fma(n, broadcast(2.12194440e-4f), r);
-#if VIDEOAR_ISA >= 2
+#if VIDEOAR_ISA >= VIDEOAR_AVX512
   return _mm512_scalef_ps(exp_reduced(r), n);
 #else
   // 2^n in two factors: n reaches 128, whose own exponent field would be infinity.
@@ -249,3 +259,43 @@ VIDEOAR_INLINE Floats exp(Floats x) {
 
 // 1 / (1 + e^-x)
 VIDEOAR_INLINE Floats sigmoid(Floats x) { return 1.0f / (1.0f + exp(-x)); }
+
+#if defined(__GNUC__)
+using LaneIndices = std::make_integer_sequence<int, kLanes>;
+
+// Lanes of a and b (counted on behind those of a) in a given order.
+template <int... Index>
+VIDEOAR_INLINE Floats shuffle(Floats a, Floats b, std::integer_sequence<int, Index...>) {
+#ifdef __clang__
+  return __builtin_shufflevector(a, b, Index...);
+#else
+  return __builtin_shuffle(a, b, Words{static_cast<uint32_t>(Index)...});
+#endif
+}
+
+// Exchanges the off-diagonal STEP x STEP parts of every 2 STEP x 2 STEP square.
+template <int STEP, int... Lane>
+VIDEOAR_INLINE void swap_squares(Floats *rows, std::integer_sequence<int, Lane...>) {
+  using Upper = std::integer_sequence<int, (Lane & STEP ? kLanes + Lane - STEP : Lane)...>;
+  using Lower = std::integer_sequence<int, (Lane & STEP ? kLanes + Lane : Lane + STEP)...>;
+#pragma GCC unroll 16
+  for (int i = 0; i < kLanes; ++i)
+    if (!(i & STEP)) {
+      const Floats upper = rows[i], lower = rows[i + STEP];
+      rows[i] = shuffle(upper, lower, Upper{});
+      rows[i + STEP] = shuffle(upper, lower, Lower{});
+    }
+}
+
+// rows[i][j] <-> rows[j][i], of kLanes rows.
+VIDEOAR_INLINE void transpose(Floats *rows) {
+  if constexpr (kLanes > 8)
+    swap_squares<8>(rows, LaneIndices{});
+  if constexpr (kLanes > 4)
+    swap_squares<4>(rows, LaneIndices{});
+  swap_squares<2>(rows, LaneIndices{});
+  swap_squares<1>(rows, LaneIndices{});
+}
+#else
+VIDEOAR_INLINE void transpose(Floats *) {}
+#endif
