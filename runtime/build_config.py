@@ -2,7 +2,7 @@
 
 import sys
 import types
-from dataclasses import MISSING, fields, is_dataclass
+from dataclasses import MISSING, asdict, fields, is_dataclass
 from difflib import get_close_matches
 from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
 
@@ -40,6 +40,17 @@ def build_config(cls: type[Config], values: dict[str, Any], prefix: str = "") ->
         return cls(**arguments)
     except ValueError as error:
         raise ValueError(f"{prefix}{error}") from error
+
+
+def plain_values(config: Any) -> dict[str, Any]:
+    """A dataclass instance as what a TOML file gives; fields that are None are left out."""
+
+    def plain(value: Any) -> Any:
+        if isinstance(value, dict):
+            return {name: plain(item) for name, item in value.items() if item is not None}
+        return [plain(item) for item in value] if isinstance(value, tuple) else value
+
+    return plain(asdict(config))
 
 
 def _convert(value: Any, hint: Any, where: str) -> Any:

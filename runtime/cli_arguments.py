@@ -93,7 +93,7 @@ def add_model(parser: argparse.ArgumentParser, *, presets: bool) -> None:
         help=f'checkpoint folder, or "{SHIPPED}" for the shipped model',
     )
     if presets:
-        text = "random weights of this preset's sizes instead, for measuring"
+        text = "random weights of this preset's (or model file's, .toml) sizes, for measuring"
         group.add_argument("--preset", metavar="NAME", help=text)
 
 

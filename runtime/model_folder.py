@@ -9,6 +9,7 @@ text_tokenizer/      tokenizer.json (text-conditional models)
 from __future__ import annotations
 
 from importlib import resources
+from os import PathLike
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -24,8 +25,10 @@ from videoar.runtime.checkpoint import (
 )
 from videoar.runtime.config import ModelConfig, TokenizerConfig, TransformerConfig
 from videoar.runtime.errors import CheckpointError
+from videoar.runtime.model_file import read_model_file
 from videoar.runtime.pipeline import VideoAR
-from videoar.runtime.text import BOS, byte_tokenizer
+from videoar.runtime.presets import is_model_file
+from videoar.runtime.text import byte_tokenizer, open_text_tokenizer
 from videoar.runtime.transformer import Transformer
 from videoar.runtime.video_tokenizer import VideoTokenizer
 
@@ -145,17 +148,8 @@ def read_text_tokenizer(folder: Path, config: TransformerConfig) -> Tokenizer:
     Raises:
         CheckpointError: missing, broken, or with tokens that the model has no embedding for.
     """
-    from tokenizers import Tokenizer
-
     path = folder / "text_tokenizer" / "tokenizer.json"
-    if not path.is_file():
-        raise CheckpointError(f"{path}: does not exist")
-    try:
-        tokenizer = Tokenizer.from_file(str(path))
-    except Exception as error:  # the library raises plain Exception
-        raise CheckpointError(f"{path}: no readable tokenizer ({error})") from error
-    if tokenizer.token_to_id(BOS) is None:
-        raise CheckpointError(f"{path}: no token {BOS}")
+    tokenizer = open_text_tokenizer(path)
     highest = max(tokenizer.get_vocab().values())
     if highest >= config.vocab_size:
         raise CheckpointError(
@@ -164,10 +158,18 @@ def read_text_tokenizer(folder: Path, config: TransformerConfig) -> Tokenizer:
     return tokenizer
 
 
-def preset_text_tokenizer(name: str, config: ModelConfig) -> Tokenizer | None:
-    """The shipped model's for a preset of its name, else plain bytes; None for classes."""
+def preset_text_tokenizer(name: str | PathLike[str], config: ModelConfig) -> Tokenizer | None:
+    """That of a model file or of the shipped model of a preset's name, else plain bytes; None for
+    classes.
+
+    Raises:
+        ValueError, CheckpointError: the model file, or what it names, cannot be read.
+    """
     if config.transformer.condition != "text":
         return None
+    if is_model_file(name):
+        file = read_model_file(name)
+        return file.text_tokenizer or preset_text_tokenizer(file.base, config)
     if name in SHIPPED:
         return read_text_tokenizer(resolve_folder(name), config.transformer)
     return byte_tokenizer()

@@ -6,6 +6,7 @@ import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
+from os import PathLike
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -100,12 +101,21 @@ class VideoAR:
 
     @classmethod
     def preset(
-        cls, name: str, *, dtype: str = "float32", device: str = "cpu", seed: int = 0
+        cls,
+        name: str | PathLike[str],
+        *,
+        dtype: str = "float32",
+        device: str = "cpu",
+        seed: int = 0,
     ) -> VideoAR:
         """A model of a preset's sizes with random weights, for measuring.
 
+        Args:
+            name: of a preset, or the path of a model file (`model_file.py`), ending with ".toml".
+
         Raises:
-            ValueError: an unknown preset or dtype.
+            ValueError: an unknown preset or dtype, or a file that describes no model.
+            CheckpointError: the text tokenizer that a file names cannot be read.
         """
         from videoar.runtime.model_folder import preset_text_tokenizer
 

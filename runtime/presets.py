@@ -1,7 +1,8 @@
-"""The named presets: the shipped demo model and the published sizes."""
+"""The named presets: the shipped demo model and the published sizes; files in their place."""
 
 from dataclasses import replace
 from difflib import get_close_matches
+from os import PathLike, fspath
 
 from videoar.runtime.config import ModelConfig, TokenizerConfig, TransformerConfig
 from videoar.runtime.schedule import default_sizes
@@ -58,13 +59,18 @@ DIGITS_TRANSFORMER = TransformerConfig(
 )
 
 
+def axis_sections(head_dim: int) -> tuple[int, int, int]:
+    """Rotary pairs of time, height and width: about a quarter and three eighths each."""
+    pairs = head_dim // 2
+    side = 3 * pairs // 8
+    return pairs - 2 * side, side, side
+
+
 def _published(
     layers: int, width: int, heads: int, mlp_width: int, grid: tuple[int, int], **changes: object
 ) -> TransformerConfig:
     """Sizes of arXiv 2601.05966; what is not published is this project's choice (d = 48)."""
     head_dim = width // heads
-    pairs = head_dim // 2
-    side = 3 * pairs // 8
     defaults = {
         "kv_heads": heads,
         "latent_dim": 48,
@@ -72,7 +78,7 @@ def _published(
         "condition": "class",
         "vocab_size": 101,
         "sizes": default_sizes(*grid),
-        "rope_sections": (pairs - 2 * side, side, side),
+        "rope_sections": axis_sections(head_dim),
         "rope_theta": 100.0,
     }
     return TransformerConfig(
@@ -147,14 +153,33 @@ PRESETS = {
 }
 
 
-def preset(name: str) -> ModelConfig:
-    """The preset of that name.
+def preset(name: str | PathLike[str]) -> ModelConfig:
+    """The preset of that name, or the model that a file describes (`model_file.py`).
+
+    Args:
+        name: of a preset, or a path that ends with ".toml".
 
     Raises:
-        ValueError: there is none; names those there are and the closest one.
+        ValueError: there is none; names those there are and the closest one. Or the file is
+            missing, broken or of no model.
+        CheckpointError: the text tokenizer that the file names cannot be read.
     """
+    if is_model_file(name):
+        from videoar.runtime.model_file import read_model_file
+
+        return read_model_file(fspath(name)).config
+    return plain_preset(name)
+
+
+def is_model_file(name: str | PathLike[str]) -> bool:
+    """Whether `preset` takes this for the path of a file."""
+    return fspath(name).endswith(".toml")
+
+
+def plain_preset(name: str, field: str = "preset") -> ModelConfig:
+    """The preset of that name; ValueError, beginning with `field`, if there is none."""
     if name not in PRESETS:
-        close = get_close_matches(name, PRESETS, n=1, cutoff=0.4)
+        close = get_close_matches(str(name), PRESETS, n=1, cutoff=0.4)
         hint = f"; did you mean {close[0]!r}?" if close else ""
-        raise ValueError(f"preset: no {name!r}, there are {', '.join(PRESETS)}{hint}")
+        raise ValueError(f"{field}: no {name!r}, there are {', '.join(PRESETS)}{hint}")
     return PRESETS[name]

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
 from videoar.runtime.config import TransformerConfig
+from videoar.runtime.errors import CheckpointError
 
 if TYPE_CHECKING:
     # Models of classes need no tokenizer of texts.
@@ -38,6 +40,25 @@ def byte_tokenizer() -> Tokenizer:
     vocabulary = {token: i for i, token in enumerate([BOS, *alphabet])}
     tokenizer = Tokenizer(models.BPE(vocabulary, []))
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    return tokenizer
+
+
+def open_text_tokenizer(path: Path) -> Tokenizer:
+    """The tokenizer in a `tokenizer.json`.
+
+    Raises:
+        CheckpointError: missing, broken, or without a start token.
+    """
+    from tokenizers import Tokenizer
+
+    if not path.is_file():
+        raise CheckpointError(f"{path}: does not exist")
+    try:
+        tokenizer = Tokenizer.from_file(str(path))
+    except Exception as error:  # the library raises plain Exception
+        raise CheckpointError(f"{path}: no readable tokenizer ({error})") from error
+    if tokenizer.token_to_id(BOS) is None:
+        raise CheckpointError(f"{path}: no token {BOS}")
     return tokenizer
 
 

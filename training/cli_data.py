@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
 def add_data(parser: argparse.ArgumentParser, *, cache: bool) -> None:
     """Add `--preset`, `--data` and, with `cache`, `--cache`."""
-    text = "architecture and frame size (default: the config's)"
+    text = "architecture and frame size, or a model file, .toml (default: the config's)"
     parser.add_argument("--preset", metavar="NAME", help=text)
     text = "folders of videos and pictures to train all stages on (default: the config's data)"
     group = parser.add_mutually_exclusive_group()
@@ -44,7 +44,7 @@ def add_cache(kinds: Subparsers) -> None:
     )
     parser.add_argument("--data", required=True, metavar="FOLDER", help="videos and pictures")
     parser.add_argument("--out", required=True, metavar="DIR", help="folder of the shards")
-    text = "whose frame size, clip length, scales and frame rate the clips have"
+    text = "whose frame size, clip length, scales and rate the clips have, or a model file, .toml"
     parser.add_argument("--preset", default="digits", metavar="NAME", help=text)
     text = "frames a clip, 1 for pictures (default: the preset's)"
     parser.add_argument("--num-frames", type=int, metavar="N", help=text)

@@ -8,6 +8,7 @@ from videoar.runtime.cli_arguments import DTYPES, positive
 from videoar.training.cli_data import add_cache, add_data, print_scan
 from videoar.training.cli_flags import LazyParser, Subparsers, add_fields, add_kind, values_of
 from videoar.training.cli_footage import add_footage
+from videoar.training.cli_text import add_text_tokenizer
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
@@ -18,7 +19,7 @@ RESUME = "A run stopped half-way goes on by itself where --out holds its state."
 
 
 def add_train(subparsers: Subparsers) -> None:
-    """Register `videoar train tokenizer | cache | transformer | judge | footage | export`."""
+    """Register `videoar train` and what it trains."""
     text = "train the models and assemble a checkpoint"
     parser = subparsers.add_parser("train", help=text, description=text.capitalize() + ".")
     kinds = parser.add_subparsers(
@@ -29,6 +30,7 @@ def add_train(subparsers: Subparsers) -> None:
     _add_transformer(kinds)
     _add_judge(kinds)
     add_footage(kinds)
+    add_text_tokenizer(kinds)
     _add_export(kinds)
 
 
@@ -181,7 +183,7 @@ def _add_export(kinds: Subparsers) -> None:
     parser.add_argument("--tokenizer", required=True, metavar="DIR", help=_where("tokenizer"))
     parser.add_argument("--transformer", required=True, metavar="DIR", help=_where("transformer"))
     parser.add_argument("--out", required=True, metavar="FOLDER", help="the checkpoint's folder")
-    text = "what they were trained as; gives frame size, rate and text tokenizer"
+    text = "what they were trained as (or a model file, .toml); gives frame size, rate and texts"
     parser.add_argument("--preset", default="digits", metavar="NAME", help=text)
     parser.add_argument(
         "--dtype", choices=DTYPES, default="float16", help="type of the stored weights"

@@ -3,45 +3,15 @@
 import re
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from videoar.runtime.build_config import Config, build_config
+from videoar.runtime.build_config import Config, build_config, plain_values
 from videoar.runtime.errors import CheckpointError, MediaError
-
-try:
-    import tomllib
-except ModuleNotFoundError:  # Python 3.10
-    import tomli as tomllib
+from videoar.runtime.toml_file import parse_value, read_toml
 
 # One part of a path such as `stages[0].flip.p_max`, or one that it can begin with.
 _PART = re.compile(r"([A-Za-z_]\w*)((?:\[\d+\])*)")
-
-
-def read_toml(path: Path) -> dict[str, Any]:
-    """The table in a TOML file.
-
-    Raises:
-        ValueError: missing or broken; names the file, line and column.
-    """
-    try:
-        return tomllib.loads(Path(path).read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise ValueError(f"{path}: does not exist") from None
-    except (OSError, ValueError) as error:
-        raise ValueError(f"{path}: no readable TOML ({error})") from error
-
-
-def plain_values(config: Any) -> dict[str, Any]:
-    """A dataclass instance as what `read_toml` gives; fields that are None are left out."""
-
-    def plain(value: Any) -> Any:
-        if isinstance(value, dict):
-            return {name: plain(item) for name, item in value.items() if item is not None}
-        return [plain(item) for item in value] if isinstance(value, tuple) else value
-
-    return plain(asdict(config))
 
 
 def set_value(values: dict[str, Any], setting: str) -> None:
@@ -65,7 +35,7 @@ def set_value(values: dict[str, Any], setting: str) -> None:
         if not _takes(place, key):
             raise ValueError(f"--set {setting}: {_joined(keys[: depth + 1])}: no such place")
         if depth == len(keys) - 1:
-            _put(place, key, _parsed(text.strip()))
+            _put(place, key, parse_value(text.strip()))
         elif key == len(place) if isinstance(key, int) else key not in place:
             _put(place, key, {} if isinstance(keys[depth + 1], str) else [])
         place = place[key]
@@ -87,13 +57,6 @@ def _put(place: dict | list, key: str | int, value: Any) -> None:
 def _joined(keys: Sequence[str | int]) -> str:
     text = "".join(f"[{key}]" if isinstance(key, int) else f".{key}" for key in keys)
     return text.removeprefix(".")
-
-
-def _parsed(text: str) -> Any:
-    try:
-        return tomllib.loads(f"value = {text}")["value"]
-    except tomllib.TOMLDecodeError:
-        return text
 
 
 def load_config(

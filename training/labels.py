@@ -47,7 +47,7 @@ def read_labels(folder: Path, files: list[str], class_index: Path | None = None)
     captions: dict[str, str] = {}
     if (folder / CAPTIONS_NAME).is_file():
         where = folder / CAPTIONS_NAME
-        captions, classes = _read_captions(where)
+        captions, classes = read_captions(where)
     else:
         where = folder
         parts = {name: PurePosixPath(name).parts for name in files}
@@ -56,7 +56,12 @@ def read_labels(folder: Path, files: list[str], class_index: Path | None = None)
     return Labels(captions=captions, classes=ids, names=names)
 
 
-def _read_captions(path: Path) -> tuple[dict[str, str], dict[str, str | int]]:
+def read_captions(path: Path) -> tuple[dict[str, str], dict[str, str | int]]:
+    """Captions and classes by file, as a `captions.jsonl` has them.
+
+    Raises:
+        ValueError: a line that is not understood, naming file and line.
+    """
     captions: dict[str, str] = {}
     classes: dict[str, str | int] = {}
     seen: dict[str, int] = {}

@@ -23,8 +23,8 @@ from videoar.training.state import latest_state
 
 CONFIG_NAME = "config.json"
 
-# What no weight depends on.
-_UNTRAINED = {"save_every", "workers"}
+# What no weight depends on; a preset is told by its model.
+_UNTRAINED = {"save_every", "workers", "preset"}
 _NAME = re.compile(r"[A-Za-z0-9][\w-]*")
 
 
@@ -109,16 +109,24 @@ def check_names(stages: Sequence[Stage]) -> None:
             raise ValueError(f"stages[{index}].name: {name!r} is taken by another stage")
 
 
-def note_config(folder: Path, config: Training) -> None:
-    """Write what a run is trained with to its folder, as `config.json`."""
+def note_config(folder: Path, config: Training, model: dict[str, Any]) -> None:
+    """Write what a run is trained with, and what it trains, to its folder, as `config.json`."""
     folder.mkdir(parents=True, exist_ok=True)
-    text = json.dumps(asdict(config), indent=2, allow_nan=False)
+    text = json.dumps(_noted(config, model), indent=2, allow_nan=False)
     with written_aside(folder / CONFIG_NAME) as unfinished:
         unfinished.write_text(text + "\n")
 
 
-def check_resumed(folder: Path, config: Training) -> None:
+def _noted(config: Training, model: dict[str, Any]) -> dict[str, Any]:
+    """As a JSON file gives it."""
+    return json.loads(json.dumps(asdict(config) | {"model": model}))
+
+
+def check_resumed(folder: Path, config: Training, model: dict[str, Any]) -> None:
     """Check that a run goes on as it began; stages that have not begun may change.
+
+    Args:
+        model: what is trained, which a preset's name or a model file's does not tell for ever.
 
     Raises:
         ValueError: the config that the folder's states were trained with has another value of what
@@ -128,7 +136,7 @@ def check_resumed(folder: Path, config: Training) -> None:
     begun = [n for n, stage in enumerate(config.stages) if latest_state(folder / stage.name)]
     if not begun or not path.exists():
         return
-    asked = json.loads(json.dumps(asdict(config)))
+    asked = _noted(config, model)
     found = json.loads(path.read_text())
     for values in (asked, found):
         values["stages"] = values["stages"][: begun[-1] + 1]

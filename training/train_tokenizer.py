@@ -7,7 +7,7 @@ with frames.
 
 from collections.abc import Callable, Sequence
 from contextlib import closing
-from dataclasses import fields
+from dataclasses import asdict, fields
 from pathlib import Path
 
 import torch
@@ -93,15 +93,18 @@ def train_tokenizer(
         ValueError, MediaError, CheckpointError: the config, the data or the model to start from
             cannot be used, or the folder's run began otherwise; before the first step.
     """
-    check_resumed(folder, config)
     architecture, sizes = model_config.tokenizer, model_config.transformer.sizes
+    names = ("height", "width", "num_frames", "fps")
+    trained = {name: getattr(model_config, name) for name in names}
+    trained |= {"tokenizer": asdict(architecture), "sizes": sizes}
+    check_resumed(folder, config, trained)
     data = StageData(model=model_config, folder=folder, report=report, world=world)
     model = start_model(config, architecture)
     begun = config.start is not None and model.config == architecture
     check_stages(config.stages, model_config, begun)
     sources = [data.open(config, stage, number) for number, stage in enumerate(config.stages)]
     if world.main:
-        note_config(folder, config)
+        note_config(folder, config, trained)
     adversary = first_adversary(config, world)
     for number, source in enumerate(sources):
         if config.stages[number].form == "3d" and model.config != architecture:

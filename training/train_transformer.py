@@ -5,8 +5,9 @@ Section 4 of arXiv 2601.05966. What happens in a step is in `teacher_forcing.py`
 
 from collections.abc import Callable, Sequence
 from contextlib import closing
-from dataclasses import fields
+from dataclasses import asdict, fields
 from functools import partial
+from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
@@ -39,6 +40,7 @@ from videoar.training.teacher_forcing import (
     make_batch,
     transformer_loss,
 )
+from videoar.training.token_cache import tokenizer_hash
 from videoar.training.video_folder import VideoFolder
 from videoar.training.world import ALONE, World
 
@@ -155,12 +157,16 @@ def train_transformer(
         report=report,
         world=world,
     )
-    check_resumed(folder, config)
+    trained = {"fps": fps, "transformer": asdict(architecture)}
+    trained["video_tokenizer"] = tokenizer_hash(tokenizer)
+    if text_tokenizer is not None:
+        trained["text_tokenizer"] = sha256(text_tokenizer.to_str().encode()).hexdigest()
+    check_resumed(folder, config, trained)
     check_stages(config.stages, model_config, partial(data.bits_alone, config))
     sources = [data.open(config, stage, number) for number, stage in enumerate(config.stages)]
     model = start_model(config, architecture)
     if world.main:
-        note_config(folder, config)
+        note_config(folder, config, trained)
     for number, source in enumerate(sources):
         with closing(source):
             model = _train_stage(folder, model, config, number, source, text_tokenizer, world)

@@ -236,16 +236,24 @@ def test_a_run_goes_on_as_it_began(
     tmp_path: Path, change: dict[str, object], message: str | None
 ) -> None:
     """But stages that have not begun may change."""
-    config = replace(EVERYTHING, stages=(IMAGE, CLIP))
-    note_config(tmp_path, config)
-    check_resumed(tmp_path, replace(config, **change))
+    config, model = replace(EVERYTHING, stages=(IMAGE, CLIP)), {"height": 32}
+    note_config(tmp_path, config, model)
+    check_resumed(tmp_path, replace(config, **change), model)
     (tmp_path / "image" / "state-00000003").mkdir(parents=True)
     if message is None:
-        check_resumed(tmp_path, replace(config, **change))
+        check_resumed(tmp_path, replace(config, **change), model)
         return
     with pytest.raises(ValueError, match=message) as error:
-        check_resumed(tmp_path, replace(config, **change))
+        check_resumed(tmp_path, replace(config, **change), model)
     assert str(error.value).startswith(f"{tmp_path / 'config.json'}: ")
+
+
+def test_a_run_goes_on_with_the_model_it_began_with(tmp_path: Path) -> None:
+    """What has the same name and shapes may still be another one."""
+    train_tokenizer(tmp_path, MODEL, PLAIN)
+    train_tokenizer(tmp_path, replace(MODEL, temperature=0.5), PLAIN)
+    with pytest.raises(ValueError, match=r"model\.fps: .* began with 8, now it is 12"):
+        train_tokenizer(tmp_path, replace(MODEL, fps=12), PLAIN)
 
 
 def test_a_changed_config_is_refused_before_the_first_step(tmp_path: Path) -> None:

@@ -78,7 +78,8 @@ def leaf(name: str) -> argparse.ArgumentParser:
 
 
 def test_commands():
-    kinds = {"train": ("tokenizer", "cache", "transformer", "judge", "footage", "export")}
+    parts = ("tokenizer", "cache", "transformer", "judge", "footage", "text-tokenizer", "export")
+    kinds = {"train": parts}
     measures = ("prompts", "continuation", "tokenizer", "bits", "fvd", "vbench")
     kinds |= {"eval": (*measures, "curves", "samples", "heatmap")}
     expected = {f"videoar {name} {kind}" for name in kinds for kind in kinds[name]}
