@@ -28,8 +28,8 @@ class _BitwiseCrossEntropy(torch.autograd.Function):
         mask = None if mask is None else mask.contiguous().view(torch.uint8)
         ctx.save_for_backward(x, bits, mask)
         ctx.count = None
-        loss = None if mean else torch.empty(bits.shape)
-        total = torch.empty((), dtype=torch.float64) if mean else None
+        loss = None if mean else x.new_empty(bits.shape, dtype=torch.float32)
+        total = x.new_empty((), dtype=torch.float64) if mean else None
         tensors, arguments = _arguments(x, bits, mask)
         _C.bitwise_cross_entropy(*arguments, address(loss), address(total))
         del tensors
@@ -43,7 +43,7 @@ class _BitwiseCrossEntropy(torch.autograd.Function):
     @once_differentiable
     def backward(ctx, grad):
         x, bits, mask = ctx.saved_tensors
-        grad_x = torch.empty(x.shape, dtype=x.dtype)
+        grad_x = x.new_empty(x.shape)
         if not grad_x.numel():
             return grad_x, None, None, None
         same, grad_MD, stride = 0.0, None, 0

@@ -21,7 +21,7 @@ def bsq_quantize_cpp(
     num_tokens = sum(h * w for h, w in sizes)
 
     def empty(*shape: int, dtype: torch.dtype) -> Tensor:
-        return torch.empty(batch, frames, *shape, dtype=dtype)
+        return torch.empty(batch, frames, *shape, dtype=dtype, device="cpu")
 
     total = empty(dim, height, width, dtype=x.dtype)
     targets = empty(num_tokens, dim, dtype=torch.bool)

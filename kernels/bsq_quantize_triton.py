@@ -200,7 +200,7 @@ def _scale_table(sizes: Sizes, device: torch.device) -> Tensor:
     height, width = sizes[-1]
     rows = [(h, w, taps(height, h), taps(width, w)) for h, w in sizes]
     with torch.inference_mode(False):
-        return torch.tensor(rows, dtype=torch.int32).to(device)
+        return torch.tensor(rows, dtype=torch.int32, device="cpu").to(device)
 
 
 def _launch(

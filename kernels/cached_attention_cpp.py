@@ -1,6 +1,5 @@
 """The C++ kernel of `cached_attention` (csrc/cached_attention.h)."""
 
-import torch
 from torch import Tensor
 
 from videoar.kernels.cpp import _C, DTYPE_CODES
@@ -25,7 +24,7 @@ def cached_attention_cpp(
     """
     q = q_BHLD if q_BHLD.stride(3) == 1 else q_BHLD.contiguous()
     batch, heads, length, width = q.shape
-    out = torch.empty((batch, length, heads, width), dtype=q.dtype).transpose(1, 2)
+    out = q.new_empty((batch, length, heads, width)).transpose(1, 2)
     segments = segments.contiguous()
     _C.cached_attention(
         q.shape,

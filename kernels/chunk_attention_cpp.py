@@ -102,7 +102,7 @@ class _ChunkAttention(torch.autograd.Function):
 
 def _forward(q: Tensor, k: Tensor, v: Tensor, call: _Call) -> tuple[Tensor, Tensor]:
     out = _token_major(q)
-    lse = torch.empty(q.shape[:3], dtype=torch.float32)
+    lse = torch.empty(q.shape[:3], dtype=torch.float32, device="cpu")
     _C.chunk_attention(*_arguments(q, k, v, out, lse, call))
     return out, lse
 
@@ -128,10 +128,10 @@ def _tokens(schedule: Chunks, text_len: int) -> _Tokens:
     # Tables kept from inside inference mode could not be used by a recorded call later.
     with torch.inference_mode(False):
         chunk, frame = schedule.chunk_ids(), frames_of(schedule)
-        text = torch.arange(text_len)
+        text = torch.arange(text_len, device="cpu")
         ends = torch.cat([text + 1, text_len + torch.searchsorted(chunk, chunk, right=True)])
         count = int(frame.max()) + 1 if len(frame) else 0
-        starts = text_len + torch.searchsorted(frame, torch.arange(count + 1))
+        starts = text_len + torch.searchsorted(frame, torch.arange(count + 1, device="cpu"))
         return _Tokens(ends, starts)
 
 
@@ -171,4 +171,4 @@ def _dense(x: Tensor) -> Tensor:
 def _token_major(x: Tensor) -> Tensor:
     """An uninitialised tensor like x `[B,H,L,D]` in memory as `[B,L,H,D]`."""
     batch, heads, length, width = x.shape
-    return torch.empty((batch, length, heads, width), dtype=x.dtype).transpose(1, 2)
+    return x.new_empty((batch, length, heads, width)).transpose(1, 2)

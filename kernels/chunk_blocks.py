@@ -101,7 +101,7 @@ def token_table(
     # A table kept from inside inference mode could not be saved for a backward pass later.
     with torch.inference_mode(False):
         chunk = schedule.chunk_ids()
-        text = torch.arange(text_len)
+        text = torch.arange(text_len, device="cpu")
         end = torch.cat([text + 1, text_len + torch.searchsorted(chunk, chunk, right=True)])
         frame = torch.cat([torch.zeros_like(text), frames_of(schedule) + 1])
         ends, frames = end.split(block_m), frame.split(block_m)

@@ -1,6 +1,5 @@
 """The C++ kernel of `group_norm_silu` (csrc/group_norm_silu.h)."""
 
-import torch
 from torch import Tensor
 
 from videoar.kernels.cpp import _C, DTYPE_CODES, address
@@ -13,7 +12,7 @@ def group_norm_silu_cpp(
     if not x[:1].is_contiguous():
         x = x.contiguous()
     if out is None:
-        out = torch.empty(x.shape, dtype=x.dtype)
+        out = x.new_empty(x.shape)
     frames, height, width, channels = x.shape
     weight, bias = weight.float().contiguous(), bias.float().contiguous()
     _C.group_norm_silu(

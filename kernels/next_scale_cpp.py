@@ -36,9 +36,9 @@ def next_scale_cpp(
         seeds = seeds.contiguous()
     if out is None:
         out = (
-            torch.empty(rows, size[0] * size[1], num_bits, dtype=torch.bool),
-            torch.empty(accumulator.shape),
-            torch.empty(rows, following[0] * following[1], num_bits),
+            accumulator.new_empty(rows, size[0] * size[1], num_bits, dtype=torch.bool),
+            accumulator.new_empty(accumulator.shape),
+            accumulator.new_empty(rows, following[0] * following[1], num_bits),
         )
     bits, total, inputs = out
     _C.next_scale(

@@ -183,7 +183,7 @@ def next_scale_triton(
         out = (
             torch.empty(rows, size[0] * size[1], num_bits, dtype=torch.bool, device=logits.device),
             torch.empty_like(accumulator),
-            torch.empty(rows, following[0] * following[1], num_bits, device=logits.device),
+            accumulator.new_empty(rows, following[0] * following[1], num_bits),
         )
     bits, total, inputs = out
     if bits.numel() == 0:

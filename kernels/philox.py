@@ -194,7 +194,7 @@ def _philox_uniform_cpp(
 ) -> Tensor:
     seeds, frames = _check(seeds, frames, scale, num_tokens, num_bits)
     seeds, frames = seeds.contiguous(), frames.contiguous()
-    uniforms = torch.empty(seeds.shape[0], num_tokens, num_bits, dtype=torch.float32)
+    uniforms = torch.empty(seeds.shape[0], num_tokens, num_bits, dtype=torch.float32, device="cpu")
     _C.philox_uniform(
         seeds.data_ptr(),
         frames.data_ptr(),

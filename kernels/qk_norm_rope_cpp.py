@@ -36,7 +36,7 @@ def qk_norm_rope_cpp(
     """
     # Every tensor whose address goes out keeps a name until the call is over.
     q, k, powers = _dense(q_BHLD), _dense(k_BGLD), frequencies(q_BHLD.shape[-1] // 2, theta)
-    q_out, k_out = torch.empty(q.shape, dtype=q.dtype), torch.empty(k.shape, dtype=k.dtype)
+    q_out, k_out = q.new_empty(q.shape), k.new_empty(k.shape)
     if positions.dtype is not torch.int64:  # a call of .to that has nothing to do takes 0.7 us
         positions = positions.to(torch.int64)
     strides = positions.stride()
@@ -112,13 +112,13 @@ def _backward(
 ) -> tuple[Tensor | None, ...]:
     """Gradients of q, k, q_weight and k_weight; those of q and k lie as `[B,L,H,D]`."""
     batch, heads, length, width = q.shape
-    dq = torch.empty(batch, length, heads, width, dtype=q.dtype)
-    dk = torch.empty(batch, length, k.shape[1], width, dtype=q.dtype)
+    dq = q.new_empty(batch, length, heads, width)
+    dk = q.new_empty(batch, length, k.shape[1], width)
     q, k, grad_q, grad_k = (_dense(x) for x in (q, k, grad_q, grad_k))
     positions, powers = positions.to(torch.int64), frequencies(width // 2, theta)
     strides, norm = positions.stride(), q_weight is not None
     weights = [w.contiguous() for w in (q_weight, k_weight)] if norm else [None, None]
-    sums = [torch.empty(width) if norm else None for _ in weights]
+    sums = [q.new_empty(width, dtype=torch.float32) if norm else None for _ in weights]
     _C.qk_norm_rope_backward(
         q.shape,
         k.shape[1],
@@ -150,7 +150,7 @@ def _backward(
 @lru_cache(maxsize=16)
 def frequencies(pairs: int, theta: float) -> Tensor:
     """`theta^(-i / pairs)`, float32 `[pairs]`, rounded once as in the reference."""
-    exponents = torch.arange(pairs, dtype=torch.float64) / pairs
+    exponents = torch.arange(pairs, dtype=torch.float64, device="cpu") / pairs
     return (theta**-exponents).float()
 
 

@@ -100,12 +100,12 @@ def _band(
     with torch.inference_mode(False):
         matrix = resample_matrix(length_in, length_out, mode)
         matrix = matrix.T if adjoint else matrix
-        columns = torch.arange(matrix.shape[1])
+        columns = torch.arange(matrix.shape[1], device="cpu")
         used = matrix != 0
         # An input that no output reads (nearest) leaves an empty row of A transposed.
         start = torch.where(used, columns, matrix.shape[1]).amin(1).clamp(max=matrix.shape[1] - 1)
         taps = int((torch.where(used, columns, -1).amax(1) - start + 1).clamp(min=1).max())
-        reach = start[:, None] + torch.arange(taps)
+        reach = start[:, None] + torch.arange(taps, device="cpu")
         weights = torch.nn.functional.pad(matrix, (0, taps)).gather(1, reach)
         return start.int().to(device), weights.contiguous().to(device)
 

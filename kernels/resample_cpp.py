@@ -1,6 +1,5 @@
 """The C++ kernel of `resample` and its adjoint (csrc/resample.h)."""
 
-import torch
 from torch import Tensor
 
 from videoar.kernels.cpp import _C, DTYPE_CODES, address
@@ -21,7 +20,7 @@ def _launch(x: Tensor, size: tuple[int, int], mode: str, *, adjoint: bool) -> Te
     height, width = x.shape[-2:]
     if (height, width) == tuple(size):
         return x
-    out = torch.empty(*x.shape[:-2], *size, dtype=x.dtype)
+    out = x.new_empty(*x.shape[:-2], *size)
     if out.numel() == 0:
         return out
     maps = x.reshape(-1, height, width)

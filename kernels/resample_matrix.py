@@ -10,30 +10,30 @@ MODES = ("area", "bilinear", "nearest")
 
 def _area(length_in: int, length_out: int) -> Tensor:
     """Average over every source cell the target cell touches, as adaptive average pooling does."""
-    i = torch.arange(length_out)
+    i = torch.arange(length_out, device="cpu")
     start = (i * length_in) // length_out
     stop = -((-(i + 1) * length_in) // length_out)
-    p = torch.arange(length_in)
+    p = torch.arange(length_in, device="cpu")
     inside = (p >= start[:, None]) & (p < stop[:, None])
     return inside.double() / (stop - start)[:, None]
 
 
 def _bilinear(length_in: int, length_out: int) -> Tensor:
-    i = torch.arange(length_out, dtype=torch.float64)
+    i = torch.arange(length_out, dtype=torch.float64, device="cpu")
     source = ((i + 0.5) * length_in / length_out - 0.5).clamp(min=0)
     low = source.floor().long().clamp(max=length_in - 1)
     high = (low + 1).clamp(max=length_in - 1)
     weight = source - low
-    matrix = torch.zeros(length_out, length_in, dtype=torch.float64)
-    rows = torch.arange(length_out)
+    matrix = torch.zeros(length_out, length_in, dtype=torch.float64, device="cpu")
+    rows = torch.arange(length_out, device="cpu")
     matrix[rows, low] += 1 - weight
     matrix[rows, high] += weight
     return matrix
 
 
 def _nearest(length_in: int, length_out: int) -> Tensor:
-    rows = torch.arange(length_out)
-    matrix = torch.zeros(length_out, length_in, dtype=torch.float64)
+    rows = torch.arange(length_out, device="cpu")
+    matrix = torch.zeros(length_out, length_in, dtype=torch.float64, device="cpu")
     matrix[rows, (rows * length_in) // length_out] = 1
     return matrix
 

@@ -11,8 +11,8 @@ def rms_norm_cpp(
     x: Tensor, weight: Tensor, residual: Tensor | None = None, *, eps: float = 1e-6
 ) -> Tensor | tuple[Tensor, Tensor]:
     """As `rms_norm`, for checked arguments of a dtype in `DTYPE_CODES`."""
-    y = torch.empty(x.shape, dtype=x.dtype)
-    s = None if residual is None else torch.empty(x.shape, dtype=x.dtype)
+    y = x.new_empty(x.shape)
+    s = None if residual is None else x.new_empty(x.shape)
     x_MC, rows, stride_x = rows_of(x)
     r_MC, _, stride_r = (None, 0, 0) if residual is None else rows_of(residual)
     weight = weight.contiguous()
@@ -71,8 +71,8 @@ def _backward(
     weight_grad: bool,
 ) -> tuple[Tensor, Tensor | None]:
     """Gradients of s (with what came through s itself) and of the weight."""
-    grad_x = torch.empty(s.shape, dtype=s.dtype)
-    grad_weight = torch.empty(weight.shape) if weight_grad else None
+    grad_x = s.new_empty(s.shape)
+    grad_weight = weight.new_empty(weight.shape, dtype=torch.float32) if weight_grad else None
     s_MC, rows, stride_s = rows_of(s)
     y_MC, _, stride_y = rows_of(grad_y)
     through_MC, _, stride_through = (None, 0, 0) if grad_s is None else rows_of(grad_s)

@@ -73,7 +73,7 @@ def rope_frequencies(pairs: int, theta: float, device: torch.device) -> Tensor:
     """theta^(-i / pairs), float32, computed in float64 once."""
     # A table kept from inside inference mode could not be saved for a backward pass later.
     with torch.inference_mode(False):
-        exponents = torch.arange(pairs, dtype=torch.float64) / pairs
+        exponents = torch.arange(pairs, dtype=torch.float64, device="cpu") / pairs
         return (theta**-exponents).float().to(device)
 
 

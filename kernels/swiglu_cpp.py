@@ -9,7 +9,7 @@ from videoar.kernels.cpp import _C, DTYPE_CODES, rows_of
 
 def swiglu_cpp(gate: Tensor, up: Tensor) -> Tensor:
     """As `swiglu`, for checked arguments of a dtype in `DTYPE_CODES`."""
-    y = torch.empty(gate.shape, dtype=gate.dtype)
+    y = gate.new_empty(gate.shape)
     gate_MF, rows, stride_g = rows_of(gate)
     up_MF, _, stride_u = rows_of(up)
     _C.swiglu(
@@ -40,8 +40,8 @@ class _SwiGLU(torch.autograd.Function):
     @once_differentiable
     def backward(ctx, grad):
         gate, up = ctx.saved_tensors
-        grad_gate = torch.empty(gate.shape, dtype=gate.dtype)
-        grad_up = torch.empty(gate.shape, dtype=gate.dtype)
+        grad_gate = gate.new_empty(gate.shape)
+        grad_up = gate.new_empty(gate.shape)
         gate_MF, rows, stride_g = rows_of(gate)
         up_MF, _, stride_u = rows_of(up)
         grad_MF, _, stride_y = rows_of(grad)

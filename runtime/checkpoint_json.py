@@ -8,6 +8,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+from videoar.runtime.aside import unique_suffix
 from videoar.runtime.build_config import Config, build_config, kind_name
 from videoar.runtime.errors import CheckpointError
 
@@ -87,7 +88,7 @@ def write_model_index(folder: str | os.PathLike, index: Mapping[str, Any]) -> No
         raise ValueError("index: components: an object is needed")
     text = json.dumps({"format": _INDEX_FORMAT} | dict(index), indent=2, allow_nan=False) + "\n"
     folder = Path(folder)
-    unfinished = folder / f".{INDEX_NAME}.{os.getpid()}.tmp"
+    unfinished = folder / f".{INDEX_NAME}.{unique_suffix()}.tmp"
     try:
         folder.mkdir(parents=True, exist_ok=True)
         try:

@@ -11,6 +11,7 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import save_file
 
+from videoar.runtime.aside import unique_suffix
 from videoar.runtime.checkpoint_json import (
     CONFIG_NAME,
     SHARD_INDEX_NAME,
@@ -55,7 +56,7 @@ def write_component(
     text = config_text(component, config)
     shards = _split(state_dict, dtype, max_shard_bytes)
     target = Path(os.path.realpath(folder))
-    unfinished = target.with_name(f".{target.name}.{os.getpid()}.tmp")
+    unfinished = target.with_name(f".{target.name}.{unique_suffix()}.tmp")
     try:
         _check_replaceable(target)
         try:
@@ -135,7 +136,7 @@ def _exchange(unfinished: Path, target: Path) -> None:
     if not target.exists():
         os.replace(unfinished, target)
         return
-    replaced = target.with_name(f".{target.name}.{os.getpid()}.old")
+    replaced = target.with_name(f".{target.name}.{unique_suffix()}.old")
     shutil.rmtree(replaced, ignore_errors=True)
     os.replace(target, replaced)
     try:

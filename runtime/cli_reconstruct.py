@@ -17,7 +17,7 @@ from videoar.runtime.cli_models import model_config, print_json, use_compute
 from videoar.runtime.config import TokenizerConfig
 from videoar.runtime.media import check_writable, read_video, to_float, to_uint8, write_video
 from videoar.runtime.model_folder import load_tokenizer, resolve_folder
-from videoar.runtime.pipeline import DTYPES
+from videoar.runtime.modules import DTYPES
 from videoar.runtime.schedule import Sizes, default_sizes
 from videoar.runtime.video_tokenizer import VideoTokenizer
 

@@ -1,6 +1,13 @@
 """Configuration of the two networks and of a whole model. What is here goes into checkpoints."""
 
 from dataclasses import dataclass, replace
+from math import inf
+
+from videoar.runtime.guidance import GuidanceSchedule
+from videoar.runtime.values import moderate
+
+# Beyond what any container of videos carries sensibly.
+_MOST_FPS = 1000
 
 
 def _require(condition: bool, field: str, message: str) -> None:
@@ -200,8 +207,11 @@ class TransformerConfig:
         got, pairs = sum(self.rope_sections), self.head_dim // 2
         fits = got == pairs and self.head_dim % 2 == 0 and len(self.rope_sections) == 3
         _require(fits, "rope_sections", f"three that sum to {pairs} pairs, got {got}")
-        _require(self.norm_eps > 0, "norm_eps", f"above 0, got {self.norm_eps}")
-        _require(self.rope_theta > 0, "rope_theta", f"above 0, got {self.rope_theta}")
+        least = min(self.rope_sections)
+        _require(least >= 0, "rope_sections", f"none below 0, got {self.rope_sections}")
+        for name in ("norm_eps", "rope_theta"):
+            value = getattr(self, name)
+            _require(0 < value < inf, name, f"above 0 and finite, got {value}")
         kinds = ("grid", "sequence")
         _require(self.positions in kinds, "positions", f"one of {kinds}, got {self.positions!r}")
 
@@ -243,6 +253,9 @@ class ModelConfig:
         _require(finest == grid, "transformer.sizes", f"must end with {grid}, got {finest}")
         ours, theirs = self.transformer.latent_dim, self.tokenizer.latent_dim
         _require(ours == theirs, "transformer.latent_dim", f"tokenizer has {theirs}, got {ours}")
+        _require(1 <= self.fps <= _MOST_FPS, "fps", f"1 to {_MOST_FPS}, got {self.fps}")
+        GuidanceSchedule.parse(self.guidance)
+        moderate("temperature", self.temperature)
 
     @property
     def num_frames(self) -> int:

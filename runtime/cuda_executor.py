@@ -18,6 +18,7 @@ from videoar.runtime.cache import CacheLayout, StaticCache
 from videoar.runtime.executor import ModelExecutor, not_finite
 from videoar.runtime.frame_state import FrameState
 from videoar.runtime.graphs import GraphSet, buckets
+from videoar.runtime.isolation import isolated
 from videoar.runtime.job import Job, ScaleHook, SlotFrame
 from videoar.runtime.plan import EngineSettings
 from videoar.runtime.sampling import decode_frame, prefill_tokens
@@ -169,6 +170,7 @@ class CudaExecutor(ModelExecutor):
         with torch.cuda.stream(self.decoder_stream):
             super()._prime_decoder(slot, latents)
 
+    @isolated
     @torch.inference_mode()
     def frame(self, slots: Sequence[int], on_scale: ScaleHook) -> _CudaTicket:
         landing = self.landings.pop(0)
@@ -201,7 +203,9 @@ class CudaExecutor(ModelExecutor):
         """The frame of all slots up to the highest, on the main stream."""
         count = next(n for n in buckets(self.slots) if n > max(slots))
         for slot in slots:
-            landing.guidance[slot] = torch.tensor(self.running[slot].strengths())
+            landing.guidance[slot] = torch.tensor(
+                self.running[slot].strengths(), dtype=torch.float32
+            )
         with torch.cuda.stream(self.stream):
             self.stream.wait_event(self.taken)
             self.state.guidance.copy_(landing.guidance, non_blocking=True)
@@ -233,7 +237,7 @@ class CudaExecutor(ModelExecutor):
 
 def _pinned(like: Tensor) -> Tensor:
     """Host memory that a stream can copy from and to while the host goes on."""
-    return torch.zeros(like.shape, dtype=like.dtype).pin_memory()
+    return torch.zeros(like.shape, dtype=like.dtype, device="cpu").pin_memory()
 
 
 def _buffers(state: FrameState) -> dict[str, Tensor]:

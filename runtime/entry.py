@@ -49,9 +49,14 @@ class Entry:
         cancelled: the scheduler is to drop it.
         steps: decoding steps done, written by the scheduler.
         timings: as in `VideoResult`, and `queued`: seconds before the first slot.
+
+    Raises:
+        ValueError: `on_step` cannot be called.
     """
 
     def __init__(self, job: Job, *, num_scales: int, on_step: StepHook | None = None) -> None:
+        if not (on_step is None or callable(on_step)):
+            raise ValueError(f"on_step: expected a function, got {on_step!r}")
         self.job, self.on_step, self.num_scales = job, on_step, num_scales
         self.changed = threading.Condition()
         self.done = self.cancelled = self.streamed = self.collected = False

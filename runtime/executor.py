@@ -8,6 +8,7 @@ where they do, so a request's frames are the same whatever runs beside it (docs/
 from __future__ import annotations
 
 import copy
+import threading
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -22,8 +23,9 @@ from videoar.runtime.errors import NumericalError
 from videoar.runtime.fast_decoder import FastDecoder
 from videoar.runtime.frame_state import FrameState
 from videoar.runtime.history import encode_history, prefill_history
+from videoar.runtime.isolation import isolated
 from videoar.runtime.job import Executor, Job, ScaleHook, Shot, SlotFrame
-from videoar.runtime.modules import DTYPES
+from videoar.runtime.modules import checked_device, checked_dtype
 from videoar.runtime.packed import PackedLinear, pack_linears
 from videoar.runtime.plan import EngineSettings, MemoryPlan, check, decoder_dtype
 from videoar.runtime.prefixes import PrefixStore
@@ -33,6 +35,8 @@ from videoar.runtime.video_tokenizer import VideoTokenizer
 
 if TYPE_CHECKING:
     from videoar.runtime.pipeline import VideoAR
+
+_MAKING = threading.Lock()
 
 
 @dataclass(slots=True)
@@ -82,6 +86,7 @@ def not_finite(frame: int) -> NumericalError:
 class ModelExecutor:
     """`Executor` of `videoar.runtime.job` for two networks. See `make_executor`."""
 
+    @isolated
     def __init__(
         self, transformer: Transformer, tokenizer: VideoTokenizer, settings: EngineSettings
     ) -> None:
@@ -110,6 +115,7 @@ class ModelExecutor:
             self.layers = CpuLayers(transformer, settings.rows)
         self.decoder_states = [self.decoder.new_state() for _ in range(slots)]
 
+    @isolated
     @torch.inference_mode()
     def start(
         self, slot: int, job: Job, shot: int, history: np.ndarray | None, first_frame: int
@@ -166,6 +172,7 @@ class ModelExecutor:
         for frame in range(latents.shape[1]):
             self.decoder.step(latents[:, frame], self.decoder_states[slot])
 
+    @isolated
     @torch.inference_mode()
     def frame(self, slots: Sequence[int], on_scale: ScaleHook) -> DoneTicket:
         results = {}
@@ -193,7 +200,8 @@ class ModelExecutor:
         runs = [self.running[slot] for slot in slots]
         state = self._state(slots[0], len(slots), runs[0].guided)
         begin = lap = time.perf_counter()
-        state.guidance.copy_(torch.tensor([run.strengths() for run in runs]))
+        strengths = [run.strengths() for run in runs]
+        state.guidance.copy_(torch.tensor(strengths, dtype=torch.float32))
 
         def report(k: int) -> None:
             nonlocal lap
@@ -229,18 +237,20 @@ class ModelExecutor:
         del self.state, self.prefixes, self.decoder, self.decoder_states, self.layers
 
 
+@isolated
 def make_executor(
     model: VideoAR,
     *,
     slots: int = 1,
     max_text: int | None = None,
     window: int | None = None,
-    device: str | None = None,
-    dtype: str | None = None,
+    device: str | torch.device | None = None,
+    dtype: str | torch.dtype | None = None,
 ) -> Executor:
     """An executor with all the memory that it will ever need.
 
-    The linear layers of `model` are packed in place (`videoar.runtime.packed`).
+    The linear layers of `model` are packed in place (`videoar.runtime.packed`). One thread at a
+    time makes one: so nobody copies a model that is half packed, or counts on the same memory.
 
     Args:
         slots: requests at a time.
@@ -253,8 +263,8 @@ def make_executor(
         ValueError: a setting out of range.
     """
     own = model.transformer.embed_bits.weight
-    target = torch.device(device or own.device)
-    kind = DTYPES[dtype] if dtype else own.dtype
+    target = own.device if device is None else checked_device(device)
+    kind = own.dtype if dtype is None else checked_dtype(dtype)
     settings = EngineSettings(
         config=model.config,
         slots=slots,
@@ -264,16 +274,18 @@ def make_executor(
         device=target.type,
     )
     loaded = (target, kind) == (own.device, own.dtype)
-    check(MemoryPlan.of(settings), target, loaded=loaded)
-    transformer, tokenizer = model.transformer, model.tokenizer
-    if not loaded:
-        transformer, tokenizer = (_copied(one, target, kind) for one in (transformer, tokenizer))
-    pack_linears(transformer.layers)
-    if target.type == "cuda":
-        from videoar.runtime.cuda_executor import CudaExecutor
+    with _MAKING:
+        check(MemoryPlan.of(settings), target, loaded=loaded)
+        transformer, tokenizer = model.transformer, model.tokenizer
+        if not loaded:
+            parts = (transformer, tokenizer)
+            transformer, tokenizer = (_copied(part, target, kind) for part in parts)
+        pack_linears(transformer.layers)
+        if target.type == "cuda":
+            from videoar.runtime.cuda_executor import CudaExecutor
 
-        return CudaExecutor(transformer, tokenizer, settings)
-    return ModelExecutor(transformer, tokenizer, settings)
+            return CudaExecutor(transformer, tokenizer, settings)
+        return ModelExecutor(transformer, tokenizer, settings)
 
 
 def _copied(module: nn.Module, device: torch.device, dtype: torch.dtype) -> nn.Module:

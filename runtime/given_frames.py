@@ -3,13 +3,13 @@
 import math
 import os
 from fractions import Fraction
-from numbers import Real
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from videoar.runtime.config import ModelConfig
+from videoar.runtime.values import is_number
 
 
 def given_image(image: Any, config: ModelConfig) -> np.ndarray:
@@ -50,7 +50,7 @@ def given_video(video: Any, config: ModelConfig, *, fps: float | None, most: int
         ValueError: another dtype or shape, no frame, or no rate.
         MediaError: the file cannot be read.
     """
-    if fps is not None and not (_is_number(fps) and math.isfinite(fps) and fps >= 0.001):
+    if fps is not None and not (is_number(fps) and math.isfinite(fps) and fps >= 0.001):
         raise ValueError(f"video_fps: expected a number of at least 0.001, got {fps!r}")
     if _is_path(video):
         from videoar.runtime.media import read_video
@@ -78,10 +78,6 @@ def resampled(count: int, source_fps: float, fps: float) -> list[int]:
 
 def _is_path(value: Any) -> bool:
     return isinstance(value, (str, os.PathLike, Path))
-
-
-def _is_number(value: Any) -> bool:
-    return isinstance(value, Real) and not isinstance(value, bool)
 
 
 def _array(value: Any, name: str, axes: tuple[str | int, ...]) -> np.ndarray:

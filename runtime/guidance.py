@@ -6,8 +6,9 @@ ucf101:A:B:C            A -> B over the frames at the first scale, then linearly
 falling:A:B             A -> B over all steps, time and scale together (there: 5, 3)
 """
 
-import math
 from dataclasses import dataclass
+
+from videoar.runtime.values import moderate
 
 KINDS = {"constant": 1, "ucf101": 3, "falling": 2}
 
@@ -26,15 +27,14 @@ class GuidanceSchedule:
             expected = KINDS[self.kind]
             raise ValueError(f"guidance: {self.kind} takes {expected} values, got {self.values}")
         for value in self.values:
-            if not (math.isfinite(value) and value >= 0):
-                raise ValueError(f"guidance: must be 0 or more, got {value}; nearest: 0")
+            moderate("guidance", value)
 
     @classmethod
     def parse(cls, guidance: "float | str | GuidanceSchedule") -> "GuidanceSchedule":
         """Read a number (constant) or a text as in this module's head.
 
         Raises:
-            ValueError: neither, or a negative strength.
+            ValueError: neither, or a strength below 0 or beyond a million.
         """
         if isinstance(guidance, cls):
             return guidance
@@ -46,7 +46,7 @@ class GuidanceSchedule:
             kind, values = "constant", [guidance]
         try:
             numbers = tuple(float(value) for value in values)
-        except (TypeError, ValueError):
+        except (TypeError, ValueError, OverflowError):
             forms = "a number, constant:S, ucf101:A:B:C or falling:A:B"
             raise ValueError(f"guidance: expected {forms}, got {guidance!r}") from None
         return cls(kind=kind, values=numbers)

@@ -4,6 +4,8 @@ Image to video, continuation and the later shots of a long clip are one thing: t
 frames are prefilled like text, and decoding goes on behind them (arXiv 2601.05966, section 4).
 """
 
+from functools import partial
+
 import numpy as np
 import torch
 from torch import Tensor
@@ -55,12 +57,13 @@ def next_scale_inputs(bits: Tensor, sizes: Sizes) -> tuple[Tensor, Tensor]:
         the first scale behind the last frame, `[1,n_1,d]`.
     """
     frames, _, width = bits.shape
-    accumulator = torch.zeros(frames, width, *sizes[-1], device=bits.device)
+    zeros = partial(torch.zeros, dtype=torch.float32, device=bits.device)
+    accumulator = zeros(frames, width, *sizes[-1])
     inputs = []
     for scale, window in enumerate(bits.split([h * w for h, w in sizes], dim=1)):
         # The frames do not depend on each other here: they are rows of one call.
         step = next_scale(
-            torch.zeros(*window.shape[:2], 2 * width, device=bits.device),
+            zeros(*window.shape[:2], 2 * width),
             accumulator,
             sizes,
             scale,

@@ -27,9 +27,7 @@ from typing import TYPE_CHECKING, Any
 from videoar.runtime.build_config import build_config, kind_name, plain_values
 from videoar.runtime.config import ModelConfig, TokenizerConfig, TransformerConfig
 from videoar.runtime.errors import CheckpointError
-from videoar.runtime.guidance import GuidanceSchedule
 from videoar.runtime.presets import axis_sections, plain_preset
-from videoar.runtime.sampling import SamplingParams
 from videoar.runtime.schedule import default_sizes
 from videoar.runtime.text import byte_tokenizer, open_text_tokenizer
 from videoar.runtime.toml_file import read_toml
@@ -101,9 +99,6 @@ def _build(values: dict[str, Any], folder: Path) -> ModelFile:
     text = _text_tokenizer(top.text_tokenizer, folder)
     height = base.height if top.height is None else top.height
     width = base.width if top.width is None else top.width
-    fps = base.fps if top.fps is None else top.fps
-    if fps < 1:
-        raise ValueError(f"fps: at least 1, got {fps}")
     own = dict(tables["transformer"])
     _derive_condition(own, base.transformer, text)
     _derive_shape(own, base.transformer)
@@ -121,12 +116,10 @@ def _build(values: dict[str, Any], folder: Path) -> ModelFile:
         transformer=build_config(TransformerConfig, merged, "transformer."),
         height=height,
         width=width,
-        fps=fps,
+        fps=base.fps if top.fps is None else top.fps,
         guidance=base.guidance if top.guidance is None else top.guidance,
         temperature=base.temperature if top.temperature is None else top.temperature,
     )
-    # A default that no request could use is refused here.
-    SamplingParams(guidance=GuidanceSchedule.parse(config.guidance), temperature=config.temperature)
     return ModelFile(config=config, base=top.base, text_tokenizer=text)
 
 

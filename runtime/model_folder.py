@@ -133,7 +133,10 @@ def _field(index: dict[str, Any], name: str, kind: type, path: Path) -> Any:
     number = kind is float and isinstance(value, int)
     if isinstance(value, bool) or not (isinstance(value, kind) or number):
         raise CheckpointError(f"{path}: {name}: expected {kind.__name__}, got {value!r}")
-    return kind(value)
+    try:
+        return kind(value)
+    except OverflowError:
+        raise CheckpointError(f"{path}: {name}: out of range") from None
 
 
 def _load(folder: Path, module: nn.Module, dtype: torch.dtype, device: torch.device | str) -> None:

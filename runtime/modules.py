@@ -10,6 +10,40 @@ from videoar.runtime.video_tokenizer import VideoTokenizer
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
 
+def checked_dtype(dtype: str | torch.dtype) -> torch.dtype:
+    """One that networks can have, by its name or as torch's own.
+
+    Raises:
+        ValueError: another one.
+    """
+    if dtype in DTYPES.values():
+        return dtype
+    if dtype not in tuple(DTYPES):
+        raise ValueError(f"dtype: expected one of {', '.join(DTYPES)}, got {dtype!r}")
+    return DTYPES[dtype]
+
+
+def checked_device(device: str | torch.device) -> torch.device:
+    """One that networks can run on: the CPU, or a GPU by its number, without one the current.
+
+    Raises:
+        ValueError: another kind of device, or one that is not there.
+    """
+    try:
+        found = torch.device(device)
+    except (RuntimeError, TypeError) as error:
+        raise ValueError(f"device: expected cpu or cuda, got {device!r}") from error
+    if found.type == "cpu":
+        return torch.device("cpu")
+    if found.type != "cuda":
+        raise ValueError(f"device: expected cpu or cuda, got {device!r}")
+    if not torch.cuda.is_available():
+        raise ValueError(f"device: {found}, but torch {torch.__version__} sees no GPU here")
+    if found.index is not None and found.index >= torch.cuda.device_count():
+        raise ValueError(f"device: {found}, but there are {torch.cuda.device_count()}")
+    return found if found.index is not None else torch.device("cuda", torch.cuda.current_device())
+
+
 def random_modules(
     config: ModelConfig, dtype: torch.dtype, device: torch.device | str, seed: int
 ) -> tuple[Transformer, VideoTokenizer]:

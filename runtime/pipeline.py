@@ -17,7 +17,7 @@ from videoar.runtime.config import ModelConfig
 from videoar.runtime.entry import Entry, StepHook
 from videoar.runtime.guidance import GuidanceSchedule
 from videoar.runtime.job import Executor, Job
-from videoar.runtime.modules import DTYPES, random_modules
+from videoar.runtime.modules import checked_device, checked_dtype, random_modules
 from videoar.runtime.presets import preset
 from videoar.runtime.requests import make_job, make_jobs
 from videoar.runtime.scheduler import Scheduler, run_all, run_inline
@@ -80,6 +80,7 @@ class VideoAR:
         self.tokenizer = tokenizer.eval().requires_grad_(False)
         self.text_tokenizer = text_tokenizer
         self._idle: list[Executor] = []
+        self._users: list[object] = []
 
     @classmethod
     def from_pretrained(
@@ -90,14 +91,15 @@ class VideoAR:
         Args:
             folder: a path, or "digits" for the shipped demo model.
             dtype: "float32", "bfloat16" or "float16": of weights and cache.
+            device: "cpu", or a GPU as torch names it.
 
         Raises:
             CheckpointError: anything missing, damaged or of another architecture.
-            ValueError: an unknown dtype.
+            ValueError: an unknown dtype or device, or a GPU that is not there.
         """
         from videoar.runtime.model_folder import load_model
 
-        return load_model(folder, dtype=_dtype(dtype), device=device)
+        return load_model(folder, dtype=checked_dtype(dtype), device=checked_device(device))
 
     @classmethod
     def preset(
@@ -120,8 +122,8 @@ class VideoAR:
         from videoar.runtime.model_folder import preset_text_tokenizer
 
         config = preset(name)
-        kind = _dtype(dtype)
-        transformer, tokenizer = random_modules(config, kind, device, seed)
+        kind, where = checked_dtype(dtype), checked_device(device)
+        transformer, tokenizer = random_modules(config, kind, where, seed)
         return cls(config, transformer, tokenizer, preset_text_tokenizer(name, config))
 
     @property
@@ -234,23 +236,34 @@ class VideoAR:
     def _executor(self, count: int) -> Iterator[Executor]:
         """An executor that nobody else uses meanwhile, kept for the next call.
 
-        Streams may be interleaved and calls come from several threads, so there can be several.
+        Streams may be interleaved and calls come from several threads, so there can be several. As
+        many are kept as are in use, and at least one.
         """
-        slots = min(count, MAX_SLOTS)
-        executor = self._take_idle(slots)
-        if executor is None or executor.slots < slots:
-            executor = self._larger(executor, slots)
+        slots, user = min(count, MAX_SLOTS), object()
+        self._users.append(user)
+        executor = None
         try:
+            idle = self._take_idle(slots)
+            enough = idle is not None and idle.slots >= slots
+            executor = idle if enough else self._larger(idle, slots)
             yield executor
         finally:
-            self._idle.append(executor)
+            if executor is not None:
+                self._idle.append(executor)
+            self._users.remove(user)
+            while len(self._idle) > max(1, len(self._users)):
+                if surplus := self._take_idle(0):
+                    surplus.close()
 
     def _take_idle(self, slots: int) -> Executor | None:
-        """The smallest of the idle executors that has so many slots, else the largest."""
+        """The smallest of the idle executors that has so many slots, else the largest.
+
+        Without a lock: the end of a stream that nobody holds may interrupt this very method.
+        """
         while self._idle:
             by_size = sorted(self._idle, key=lambda one: one.slots)
             chosen = next((one for one in by_size if one.slots >= slots), by_size[-1])
-            with suppress(ValueError):  # another thread took it
+            with suppress(ValueError):  # another call took it
                 self._idle.remove(chosen)
                 return chosen
         return None
@@ -278,9 +291,3 @@ class VideoAR:
 
 def _behind(history: np.ndarray | None, video: np.ndarray) -> np.ndarray:
     return video if history is None else np.concatenate([history, video])
-
-
-def _dtype(name: str) -> torch.dtype:
-    if name not in DTYPES:
-        raise ValueError(f"dtype: expected one of {', '.join(DTYPES)}, got {name!r}")
-    return DTYPES[name]

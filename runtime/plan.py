@@ -19,6 +19,7 @@ from videoar.runtime.frame_state import FrameState
 from videoar.runtime.memory import available_bytes
 from videoar.runtime.modules import describe
 from videoar.runtime.prefixes import prefix_bytes
+from videoar.runtime.values import is_whole
 from videoar.runtime.video_tokenizer import VideoTokenizer
 
 # With its condition and without: a request may ask for guidance at any time.
@@ -54,6 +55,10 @@ class EngineSettings:
     device: str = "cpu"
 
     def __post_init__(self) -> None:
+        for name in ("slots", "window", "max_text"):
+            value = getattr(self, name)
+            if not (is_whole(value) or (value is None and name != "slots")):
+                raise ValueError(f"{name}: expected an int, got {value!r}")
         if self.slots < 1:
             raise ValueError(f"slots: expected 1 or more, got {self.slots}; nearest: 1")
         # Checks the other two.

@@ -18,6 +18,7 @@ from videoar.runtime.guidance import GuidanceSchedule
 from videoar.runtime.job import Job, Shot
 from videoar.runtime.sampling import SamplingParams
 from videoar.runtime.text import check_class, encode_prompt
+from videoar.runtime.values import is_whole, whole
 
 if TYPE_CHECKING:
     # Models of classes need no tokenizer of texts.
@@ -118,7 +119,7 @@ def make_job(
     conditions = _conditions(config, prompt, class_id, shots)
     prefixes = [_prefix(config, text_tokenizer, condition) for condition in conditions]
     null = None if schedule.is_one() else _null_prefix(config, text_tokenizer)
-    num_frames = config.num_frames if num_frames is None else _whole("num_frames", num_frames)
+    num_frames = config.num_frames if num_frames is None else whole("num_frames", num_frames)
     latent_frames = config.tokenizer.latent_frames
     length = latent_frames(num_frames)
     continued = not (image is None and video is None and len(conditions) == 1)
@@ -165,7 +166,7 @@ def _check_context(
         )
     if context is None:
         return default_context(config, num_frames)
-    context = _whole("context", context)
+    context = whole("context", context)
     try:
         config.tokenizer.latent_frames(context)
     except ValueError as error:
@@ -198,7 +199,7 @@ def _conditions(
     single, unused = prompt, class_id
     if config.transformer.condition == "class":
         name, other, single, unused = other, name, unused, single
-    counted = _is_whole(shots)
+    counted = is_whole(shots)
     if counted and shots < 1:
         raise ValueError(f"shots: at least 1, got {shots}; nearest: 1")
     if unused is not None or (single is None and counted):
@@ -238,18 +239,8 @@ def _listed(name: str, values: Any) -> list[Any]:
     return values
 
 
-def _is_whole(value: Any) -> bool:
-    return isinstance(value, (int, np.integer)) and not isinstance(value, bool)
-
-
-def _whole(name: str, value: Any) -> int:
-    if not _is_whole(value):
-        raise ValueError(f"{name}: expected an int, got {value!r}")
-    return int(value)
-
-
 def _seeds(seed: int | Sequence[int], count: int) -> list[int]:
-    if _is_whole(seed):
+    if is_whole(seed):
         return [_check_seed(int(seed) + i) for i in range(count)]
     if isinstance(seed, (str, bool)) or not isinstance(seed, Sequence):
         raise ValueError(f"seed: expected an int or a sequence of them, got {seed!r}")
@@ -259,7 +250,7 @@ def _seeds(seed: int | Sequence[int], count: int) -> list[int]:
 
 
 def _check_seed(seed: Any) -> int:
-    seed = _whole("seed", seed)
+    seed = whole("seed", seed)
     if not 0 <= seed < 2**63:
         raise ValueError(f"seed: expected 0 .. 2^63 - 1, got {seed}")
     return seed

@@ -23,6 +23,7 @@ from videoar.runtime.transformer import (
     teacher_forcing_plan,
     text_positions,
 )
+from videoar.runtime.values import moderate
 
 Layers = Callable[[Tensor, Tensor, AttentionPlan], Tensor]
 """A form of `Transformer.forward`."""
@@ -37,14 +38,16 @@ class SamplingParams:
     Attributes:
         guidance: strengths over frames and scales.
         temperature: of every bit; 0 is greedy.
+
+    Raises:
+        ValueError: a temperature below 0 or beyond a million.
     """
 
     guidance: GuidanceSchedule
     temperature: float = 1.0
 
     def __post_init__(self) -> None:
-        if not 0 <= self.temperature < float("inf"):
-            raise ValueError(f"temperature: must be 0 or more, got {self.temperature}; nearest: 0")
+        object.__setattr__(self, "temperature", moderate("temperature", self.temperature))
 
 
 @torch.no_grad()
@@ -105,7 +108,8 @@ def set_guidance(
     state: FrameState, schedule: GuidanceSchedule, frame: int, num_frames: int
 ) -> None:
     """Write the strengths of latent frame `frame` of `num_frames` for all slots of `state`."""
-    state.guidance.copy_(torch.tensor(schedule.of_frame(frame, num_frames, state.num_scales)))
+    strengths = schedule.of_frame(frame, num_frames, state.num_scales)
+    state.guidance.copy_(torch.tensor(strengths, dtype=torch.float32))
 
 
 @dataclass(frozen=True, slots=True)

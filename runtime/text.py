@@ -59,6 +59,9 @@ def open_text_tokenizer(path: Path) -> Tokenizer:
         raise CheckpointError(f"{path}: no readable tokenizer ({error})") from error
     if tokenizer.token_to_id(BOS) is None:
         raise CheckpointError(f"{path}: no token {BOS}")
+    # A file may ask for either; a prompt that is too long is an error instead.
+    tokenizer.no_truncation()
+    tokenizer.no_padding()
     return tokenizer
 
 
@@ -66,10 +69,16 @@ def encode_prompt(tokenizer: Tokenizer, prompt: str, max_text: int) -> list[int]
     """`<bos>` and the prompt's tokens. The empty prompt is the unconditional one.
 
     Raises:
-        ValueError: not a string, more tokens than the model takes, or words it does not know.
+        ValueError: not a string of Unicode text, more tokens than the model takes, or words that
+            it does not know.
     """
     if not isinstance(prompt, str):
         raise ValueError(f"prompt: expected a string, got {type(prompt).__name__}")
+    try:
+        prompt.encode()
+    except UnicodeEncodeError as error:
+        strange = prompt[error.start : error.end]
+        raise ValueError(f"prompt: no Unicode text, {strange!r} at {error.start}") from error
     encoding = tokenizer.encode(prompt, add_special_tokens=False)
     count = len(encoding.ids)
     if count > max_text - 1:

@@ -134,7 +134,7 @@ def load_tokenizer_for(
         ValueError: frames that it cannot compress.
     """
     from videoar.runtime.model_folder import load_tokenizer, read_model_config, resolve_folder
-    from videoar.runtime.pipeline import DTYPES
+    from videoar.runtime.modules import DTYPES
     from videoar.runtime.schedule import default_sizes
 
     folder = resolve_folder(args.model)

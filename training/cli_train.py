@@ -202,11 +202,10 @@ def _add_export(kinds: Subparsers) -> None:
 def _export(args: argparse.Namespace) -> None:
     from dataclasses import replace
 
-    from videoar.runtime.guidance import GuidanceSchedule
     from videoar.runtime.model_folder import load_tokenizer, load_transformer, save_model
-    from videoar.runtime.pipeline import DTYPES, VideoAR
+    from videoar.runtime.modules import DTYPES
+    from videoar.runtime.pipeline import VideoAR
     from videoar.runtime.presets import preset
-    from videoar.runtime.sampling import SamplingParams
 
     tokenizer, transformer = load_tokenizer(args.tokenizer), load_transformer(args.transformer)
     base = preset(args.preset)
@@ -217,8 +216,6 @@ def _export(args: argparse.Namespace) -> None:
         guidance=base.guidance if args.guidance is None else args.guidance,
         temperature=base.temperature if args.temperature is None else args.temperature,
     )
-    # A default that no request could use is refused here rather than at every request.
-    SamplingParams(guidance=GuidanceSchedule.parse(config.guidance), temperature=config.temperature)
     model = VideoAR(config, transformer, tokenizer, _text_tokenizer(args.preset))
     save_model(args.out, model, DTYPES[args.dtype])
     print(args.out)

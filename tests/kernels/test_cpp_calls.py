@@ -6,12 +6,17 @@ import pytest
 import torch
 
 from videoar import _C
+from videoar.kernels import qk_norm_rope_cpp, resample_matrix
 from videoar.kernels.bitwise_cross_entropy import bitwise_cross_entropy
 from videoar.kernels.dispatch import use_backend
 from videoar.kernels.group_norm_silu import group_norm_silu
+from videoar.kernels.next_scale import next_scale
 from videoar.kernels.qk_norm_rope import qk_norm_rope
+from videoar.kernels.resample import resample
 from videoar.kernels.rms_norm import rms_norm, rms_norm_ref
 from videoar.kernels.swiglu import swiglu
+
+SIZES = ((1, 1), (2, 2))
 
 NORM_ARGUMENTS = {
     **dict.fromkeys(("x", "weight", "y"), 64),
@@ -193,3 +198,44 @@ def test_attention_binding_checks_segments(pairs):
             *(cache.data_ptr(), cache.stride(), cache.data_ptr(), cache.stride()),
             *(segments.data_ptr(), 2, 1.0, q.data_ptr(), q.stride()),
         )
+
+
+def float32_results() -> list[torch.Tensor]:
+    """Of calls whose results are float32, whatever comes in, gradients of weights among them."""
+    made = {"dtype": torch.float32, "device": "cpu"}
+    x = torch.linspace(-2, 3, 48, **made).view(2, 3, 8).requires_grad_()
+    weight = torch.linspace(0.5, 1.5, 8, **made).requires_grad_()
+    bits = x.detach() > 0
+    norm = rms_norm(x, weight)
+    positions = torch.arange(18, device="cpu").view(2, 3, 3)
+    scales = {"q_weight": weight, "k_weight": weight}
+    turned = qk_norm_rope(x[:, None], x[:, None], positions, sections=(2, 1, 1), **scales)
+    losses = bitwise_cross_entropy(x.detach().repeat(1, 1, 2), bits, reduction="none")
+    step = next_scale(
+        torch.linspace(-1, 1, 32, **made).view(2, 1, 16),
+        torch.zeros(2, 8, 2, 2, **made),
+        SIZES,
+        0,
+        seeds=torch.arange(2, device="cpu"),
+        temperature=0.7,
+    )
+    gradients = torch.autograd.grad(norm.sum() + turned[0].sum() - turned[1].max(), (x, weight))
+    scaled = resample(x.detach()[:, None].contiguous(), (5, 7), "area")
+    return [norm.detach(), losses, *step, *gradients, scaled]
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float64])
+def test_results_do_not_take_the_default_dtype_or_device(dtype: torch.dtype) -> None:
+    """C++ writes float32 into them."""
+    expected = float32_results()
+    kept = (resample_matrix._matrix, qk_norm_rope_cpp.frequencies)
+    for function in kept:
+        function.cache_clear()
+    torch.set_default_dtype(dtype)
+    try:
+        with torch.device("meta"):
+            results = float32_results()
+    finally:
+        torch.set_default_dtype(torch.float32)
+    assert [x.dtype for x in results] == [x.dtype for x in expected]
+    assert all(map(torch.equal, results, expected))

@@ -10,7 +10,7 @@ from importlib.metadata import EntryPoint
 import pytest
 
 from videoar import __version__
-from videoar.runtime import cli, cli_arguments, pipeline
+from videoar.runtime import cli, cli_arguments, modules
 from videoar.runtime.cli import main
 from videoar.runtime.errors import CapacityError
 
@@ -45,8 +45,8 @@ class TestParser:
             if parser.prog == f"videoar {command}"
         )
 
-    def test_names_of_dtypes_are_those_of_the_pipeline(self):
-        assert list(cli_arguments.DTYPES) == list(pipeline.DTYPES)
+    def test_names_of_dtypes_are_those_of_the_networks(self):
+        assert list(cli_arguments.DTYPES) == list(modules.DTYPES)
 
     def test_version(self, capsys):
         with pytest.raises(SystemExit) as stop:

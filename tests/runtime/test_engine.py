@@ -387,6 +387,35 @@ class TestRealModel:
         ):
             engine.submit(**request_)
 
+    @pytest.mark.parametrize(
+        ("settings", "message"),
+        [
+            ({"slots": "4"}, "slots: expected an int, got '4'"),
+            ({"slots": 2.5}, "slots: expected an int, got 2.5"),
+            ({"slots": True}, "slots: expected an int, got True"),
+            ({"slots": None}, "slots: expected an int, got None"),
+            ({"slots": 0}, "slots: expected 1 or more, got 0"),
+            ({"window": 1.5}, "window: expected an int, got 1.5"),
+            ({"max_text": "x"}, "max_text: expected an int, got 'x'"),
+            ({"dtype": "foo"}, "dtype: expected one of float32, bfloat16, float16, got 'foo'"),
+            ({"dtype": torch.int8}, "dtype: expected one of .* got torch.int8"),
+            ({"dtype": ["float32"]}, "dtype: expected one of"),
+            ({"device": "foo"}, "device: expected cpu or cuda, got 'foo'"),
+            ({"device": "meta"}, "device: expected cpu or cuda, got 'meta'"),
+            ({"device": 1.5}, "device: expected cpu or cuda, got 1.5"),
+            ({"device": "cuda:99"}, "device: cuda:99, but"),
+        ],
+    )
+    def test_bad_settings(self, tiny_folder, settings, message):
+        with pytest.raises(ValueError, match=message):
+            Engine(VideoAR.from_pretrained(tiny_folder), **settings)
+
+    @pytest.mark.parametrize("dtype", ["bfloat16", torch.bfloat16])
+    def test_another_dtype_by_name_or_as_torch_has_it(self, tiny_folder, dtype):
+        model = VideoAR.from_pretrained(tiny_folder)
+        with Engine(model, dtype=dtype, device=torch.device("cpu", 0)) as engine:
+            assert engine.submit(self.PROMPTS[0], num_frames=1).result().frames.shape[0] == 1
+
     def test_prompt_too_long_for_the_engine(self, tiny_folder):
         model = VideoAR.from_pretrained(tiny_folder)
         with Engine(model, max_text=3) as engine, pytest.raises(ValueError, match="takes 3"):

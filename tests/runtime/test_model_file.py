@@ -121,7 +121,7 @@ def test_a_model_of_a_file_generates(tmp_path: Path) -> None:
         ("height = 60", "height: "),
         ("num_frames = 16", "num_frames: "),
         ("num_frames = 17\n[transformer]\nmax_frames = 5", r"transformer\.max_frames: follows"),
-        ("fps = 0", "fps: at least 1, got 0"),
+        ("fps = 0", "fps: 1 to 1000, got 0"),
         ('guidance = "steep"', "guidance: "),
         ("temperature = -1.0", "temperature: "),
         ('base = "videoar-l"\n[transformer]\ncondition = "text"', "text_tokenizer: missing"),

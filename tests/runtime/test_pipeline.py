@@ -1,10 +1,13 @@
 """`VideoAR` end to end on tiny random weights: what a result may and may not depend on."""
 
+import threading
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from tokenizers import Tokenizer
 
 from videoar.runtime.config import ModelConfig
 from videoar.runtime.errors import CapacityError, CheckpointError
@@ -44,14 +47,15 @@ def test_more_videos_at_once_take_the_place_of_fewer(tiny_folder: Path) -> None:
     assert not hasattr(one, "state")
     model.generate(PROMPTS[0], num_frames=1)
     assert model._idle == [three]
-    # While the three slots are taken, another executor is made, and both are kept.
+    # While the three slots are taken, another executor is made.
     stream = model.stream(PROMPTS[0], num_frames=5)
     next(stream)
     model.generate(PROMPTS[1], num_frames=1)
     list(stream)
-    assert sorted(executor.slots for executor in model._idle) == [1, 3]
+    # Nobody else is left now, so one stays: the larger.
+    assert model._idle == [three]
     model.generate(PROMPTS * 3, num_frames=1)
-    assert sorted(executor.slots for executor in model._idle) == [1, 8]
+    assert [executor.slots for executor in model._idle] == [8]
 
 
 def test_as_many_at_once_as_fit(tiny_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -145,7 +149,14 @@ def test_words_that_differ_in_case_and_punctuation(model: VideoAR) -> None:
         ({"num_frames": 16}, "num_frames: must be 1 \\+ 4n, got 16; nearest: 13 or 17"),
         ({"num_frames": 0}, "num_frames"),
         ({"guidance": -1}, "guidance: must be 0 or more"),
+        ({"guidance": 1e39}, r"guidance: must be at most 1e\+06, got 1e\+39; nearest: 1e\+06"),
+        ({"guidance": 10**400}, "guidance: expected a number, constant:S"),
+        ({"guidance": "falling:3:1e300"}, "guidance: must be at most"),
         ({"temperature": -0.5}, "temperature: must be 0 or more"),
+        ({"temperature": 1e39}, "temperature: must be at most"),
+        ({"temperature": "warm"}, "temperature: expected a number, got 'warm'"),
+        ({"temperature": True}, "temperature: expected a number, got True"),
+        ({"on_step": 3}, "on_step: expected a function, got 3"),
         ({"temperature": float("nan")}, "temperature"),
         ({"seed": -1}, "seed: expected 0"),
         ({"seed": 2**63}, "seed"),
@@ -165,6 +176,8 @@ def test_bad_prompts(model: VideoAR) -> None:
         model.generate("a purple 3")
     with pytest.raises(ValueError, match="prompt: 24 tokens, the model takes at most 11"):
         model.generate("a red 3 moving left slowly " * 4)
+    with pytest.raises(ValueError, match=r"prompt: no Unicode text, '\\udcff' at 6"):
+        model.generate(b"a red \xff".decode(errors="surrogateescape"))
     with pytest.raises(ValueError, match="prompts: expected at least one"):
         model.generate([])
     with pytest.raises(ValueError, match="prompt: expected a string"):
@@ -201,6 +214,13 @@ def break_index(folder: Path, old: str, new: str) -> None:
         ('"fps"', '"rate"', "fps: missing|rate: unknown"),
         ('"components"', '"extra": 1, "components"', "extra: unknown field"),
         ('"fps": 8', '"fps": "8"', "fps: expected int"),
+        ('"fps": 8', '"fps": 0', "fps: 1 to 1000, got 0"),
+        ('"fps": 8', '"fps": 1000000000', "fps: 1 to 1000"),
+        ('"temperature": ', '"temperature": -', "temperature: must be 0 or more"),
+        ('"temperature": 1.0', '"temperature": 1e999', "temperature: must be at most"),
+        ('"temperature": 1.0', f'"temperature": 1{"0" * 400}', "temperature: out of range"),
+        ('"guidance": "', '"guidance": "x', "guidance: kind must be one of"),
+        ('"guidance": "constant:3"', '"guidance": "constant:1e39"', "guidance: must be at most"),
         ('"height": ', '"height": 1', "height|sizes"),
         ('"text_tokenizer": {}', '"other": {}', "components"),
     ],
@@ -221,6 +241,49 @@ def test_broken_text_tokenizer(model: VideoAR, tmp_path: Path) -> None:
     path.unlink()
     with pytest.raises(CheckpointError, match="does not exist"):
         VideoAR.from_pretrained(tmp_path / "m")
+
+
+def test_a_text_tokenizer_that_would_cut_or_pad_prompts(model: VideoAR, tmp_path: Path) -> None:
+    save_model(tmp_path / "m", model)
+    path = tmp_path / "m" / "text_tokenizer" / "tokenizer.json"
+    changed = Tokenizer.from_file(str(path))
+    changed.enable_truncation(3)
+    changed.enable_padding(length=9)
+    changed.save(str(path))
+    copy = VideoAR.from_pretrained(tmp_path / "m")
+    assert encode_prompt(copy.text_tokenizer, PROMPTS[0], 12) == (
+        encode_prompt(model.text_tokenizer, PROMPTS[0], 12)
+    )
+
+
+def test_executors_of_streams_that_have_ended_are_given_back(tiny_folder: Path) -> None:
+    model = VideoAR.from_pretrained(tiny_folder)
+    streams = [model.stream(PROMPTS[0], num_frames=5, seed=i) for i in range(6)]
+    for stream in streams:
+        next(stream)
+    executors = []
+    for stream in streams:
+        list(stream)
+        executors.append(len(model._idle))
+    assert executors == [1, 2, 3, 2, 1, 1]
+    del streams[0]
+    assert hasattr(model._idle[0], "state")
+
+
+def test_the_first_calls_come_from_several_threads(tiny_folder: Path) -> None:
+    """The first one packs the layers in place; the others must not meet it half-way."""
+    expected = VideoAR.from_pretrained(tiny_folder).generate(PROMPTS[0], num_frames=1).frames
+    for _ in range(5):
+        model = VideoAR.from_pretrained(tiny_folder)
+        barrier = threading.Barrier(4)
+
+        def first(model: VideoAR = model, barrier: threading.Barrier = barrier) -> np.ndarray:
+            barrier.wait()
+            return model.generate(PROMPTS[0], num_frames=1).frames
+
+        with ThreadPoolExecutor(4) as pool:
+            made = [future.result() for future in [pool.submit(first) for _ in range(4)]]
+        assert all(np.array_equal(frames, expected) for frames in made)
 
 
 def test_bit_width_of_the_parts_must_agree(model: VideoAR) -> None:
