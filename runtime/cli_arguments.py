@@ -2,6 +2,7 @@
 
 import argparse
 import re
+from collections.abc import Callable
 from functools import partial
 from importlib import import_module
 from pathlib import Path
@@ -44,6 +45,20 @@ def positive(text: str) -> int:
     return value
 
 
+def _most(limit: int) -> Callable[[str], int]:
+    """`positive` of at most `limit`."""
+
+    def convert(text: str) -> int:
+        value = positive(text)
+        if value > limit:
+            text = f"must be {limit} or less, got {value}; nearest: {limit}"
+            raise argparse.ArgumentTypeError(text)
+        return value
+
+    convert.__name__ = "int"  # argparse names it in errors
+    return convert
+
+
 def _above_zero(text: str) -> float:
     value = float(text)
     if not 0 < value < float("inf"):
@@ -80,7 +95,7 @@ def add_compute(parser: argparse.ArgumentParser) -> None:
     """Add `--dtype`, `--device` and `--threads`."""
     _add_dtype_and_device(parser)
     text = "CPU threads (default: torch's choice)"
-    parser.add_argument("--threads", type=positive, metavar="N", help=text)
+    parser.add_argument("--threads", type=_most(1024), metavar="N", help=text)
 
 
 def add_model(parser: argparse.ArgumentParser, *, presets: bool) -> None:
@@ -111,7 +126,7 @@ def _add_seed(parser: argparse.ArgumentParser) -> None:
 
 def _add_scale(parser: argparse.ArgumentParser) -> None:
     text = "write each pixel as N x N pixels"
-    parser.add_argument("--scale", type=positive, default=1, metavar="N", help=text)
+    parser.add_argument("--scale", type=_most(64), default=1, metavar="N", help=text)
 
 
 def _add_num_frames(parser: argparse.ArgumentParser, otherwise: str, what: str = "") -> None:
@@ -236,6 +251,8 @@ def _add_reconstruct(commands: "argparse._SubParsersAction[Any]") -> None:
     add_model(parser, presets=False)
     _add_frame_size(parser)
     _add_num_frames(parser, "as many as the input has, rounded down")
+    text = "frames a second to bring it to first, dropping or repeating some (default: its own)"
+    parser.add_argument("--fps", type=_above_zero, metavar="R", help=text)
     add_compute(parser)
     _add_scale(parser)
     add_json(parser)

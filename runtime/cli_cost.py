@@ -4,6 +4,8 @@ import math
 from argparse import Namespace
 from collections.abc import Sequence
 from dataclasses import asdict, replace
+from itertools import groupby
+from operator import attrgetter
 from typing import Any
 
 import torch
@@ -15,6 +17,8 @@ from videoar.runtime.guidance import GuidanceSchedule
 from videoar.runtime.limits import KNOWN, known_limits, measure_limits
 from videoar.runtime.memory import total_bytes
 from videoar.runtime.plan import EngineSettings, MemoryPlan, largest_fit
+
+_MOST_FRAMES = 100_001
 
 
 def cost_facts(args: Namespace, config: ModelConfig, dtype: torch.dtype) -> dict[str, Any]:
@@ -33,6 +37,10 @@ def cost_facts(args: Namespace, config: ModelConfig, dtype: torch.dtype) -> dict
     )
     num_frames = config.num_frames if args.num_frames is None else args.num_frames
     latent_frames = config.tokenizer.latent_frames(num_frames)
+    if num_frames > _MOST_FRAMES:
+        raise ValueError(
+            f"num_frames: the card lists every step of at most {_MOST_FRAMES:,}, got {num_frames:,}"
+        )
     limits = device_limits(args, dtype)
     work = Work(
         requests=settings.together,
@@ -101,7 +109,7 @@ def _clip_facts(
     )
     # What comes with a last batch of fewer slots is left out, so this stays the least time.
     batches = settings.slots / settings.together
-    frames = [[s for s in steps if s.frame == frame] for frame in range(latent_frames)]
+    frames = [list(group) for _, group in groupby(steps, key=attrgetter("frame"))]
     decoder = {name: sum(getattr(x, name) for x in levels) for name in _TOTALS}
     clip = {
         "text": _total([text], limits),

@@ -154,6 +154,7 @@ def _check(args: Namespace, requests: list[dict[str, Any]]) -> int:
             count = len(history)
             given = {"image": history[0]} if "image" in request else {"video": history}
             request |= given
+    check_writable(args.output, config.fps)
     if args.only_new and not count:
         raise ValueError("only_new: goes with --image or --video")
     return count

@@ -34,7 +34,8 @@ def run(args: Namespace) -> None:
     check_writable(args.output)
     use_compute(args)
     config, size, sizes = _setting(args)
-    frames, fps = read_video(args.input, size=size, num_frames=args.num_frames)
+    frames, fps = read_video(args.input, size=size, num_frames=args.num_frames, fps=args.fps)
+    check_writable(args.output, fps)
     frames = _cut(frames, config.temporal_compression, args.input)
     if size is None:
         frames = _crop(frames, config.spatial_compression)

@@ -16,6 +16,7 @@ from av.stream import Disposition
 from av.video.reformatter import Interpolation, VideoReformatter
 
 from videoar.runtime.errors import MediaError
+from videoar.runtime.media_orientation import is_mirrored
 
 VIDEO_SUFFIXES = (".mp4", ".m4v", ".mov", ".avi", ".mkv", ".webm", ".mpg", ".mpeg", ".ts", ".gif")
 IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp")
@@ -57,8 +58,8 @@ def read_video(
 ) -> tuple[np.ndarray, float]:
     """Decodes a video or a picture (one frame) from its beginning.
 
-    Rotation marks are obeyed; pixels are taken to be square. With `num_frames` decoding stops
-    as soon as there are enough, and what follows in the file is not checked.
+    Marks of rotation and mirroring are obeyed; pixels are taken to be square. With `num_frames`
+    decoding stops as soon as there are enough, and what follows in the file is not checked.
 
     Args:
         path: the file; its content decides about the format, not its suffix.
@@ -88,12 +89,15 @@ def read_video(
         if last is not None:
             frames = deque(frames, maxlen=last)
         converted, times, previous, scaler = [], [], None, VideoReformatter()
+        mirrored = False
         for frame in frames:
+            if previous is None:
+                mirrored = is_mirrored(frame, path)
             # A frame that resampling repeats need not be converted again.
             if frame is previous:
                 converted.append(converted[-1])
             else:
-                converted.append(to_rgb(frame, size, scaler=scaler))
+                converted.append(to_rgb(frame, size, scaler=scaler, mirrored=mirrored))
             times.append(frame.time)
             previous = frame
         source_rate = 1.0 if still else _source_rate(stream, times)
@@ -270,8 +274,11 @@ def resampled(
 
 def _source_rate(stream, times: list[float]) -> float:
     # A GIF stores delays only, and FFmpeg's average is thrown off by rounding.
-    if stream.codec_context.name == "gif" and len(times) > 1 and times[-1] > times[0]:
-        return round((len(times) - 1) / (times[-1] - times[0]), 3)
+    if stream.codec_context.name == "gif":
+        if stream.frames == 1:  # a picture
+            return 1.0
+        if times[-1] > times[0]:
+            return round((len(times) - 1) / (times[-1] - times[0]), 3)
     return stream.average_rate or stream.guessed_rate or 1.0
 
 
@@ -280,19 +287,21 @@ def to_rgb(
     size: tuple[int, int] | None,
     crop: tuple[float, float] | None = None,
     scaler: VideoReformatter | None = None,
+    mirrored: bool = False,
 ) -> np.ndarray:
     """One upright frame, uint8 `[H,W,3]`, scaled to cover `size` and cropped to it.
 
     Args:
         crop: where along the stored height and width, each in [0,1). Default: the centre.
         scaler: kept from frame to frame, as preparing one takes longer than its work.
+        mirrored: what `is_mirrored` says of the file.
     """
     turns = round(frame.rotation / 90) % 4
     scale = (scaler or VideoReformatter()).reformat
     if size is None:
         kind = Interpolation.BICUBIC.value | _ACCURATE
         rgb = scale(frame, format="rgb24", interpolation=kind)
-        return np.ascontiguousarray(np.rot90(rgb.to_ndarray(), turns))
+        return _upright(rgb.to_ndarray(), turns, mirrored)
     target_height, target_width = size if turns % 2 == 0 else size[::-1]
     factor = max(target_height / frame.height, target_width / frame.width)
     height = max(target_height, round(frame.height * factor))
@@ -306,4 +315,8 @@ def to_rgb(
         places = [int((room + 1) * share) for room, share in zip(rooms, crop, strict=True)]
     top, left = places
     rgb = rgb[top : top + target_height, left : left + target_width]
-    return np.ascontiguousarray(np.rot90(rgb, turns))
+    return _upright(rgb, turns, mirrored)
+
+
+def _upright(pixels: np.ndarray, turns: int, mirrored: bool) -> np.ndarray:
+    return np.ascontiguousarray(np.rot90(pixels[::-1] if mirrored else pixels, turns))

@@ -68,15 +68,20 @@ def write_png(path: str | os.PathLike, image: Any) -> Path:
     return path
 
 
-def check_writable(path: str | os.PathLike) -> None:
+def check_writable(path: str | os.PathLike, fps: float | None = None) -> None:
     """Finds out, before any work is done for it, whether `write_video` can write to `path`.
 
+    Args:
+        fps: frames a second, once they are known.
+
     Raises:
-        ValueError: unknown suffix.
+        ValueError: unknown suffix, or a rate that the format does not have.
         MediaError: `path` is a folder, or its folder cannot be made or written to.
     """
     path = Path(path)
     _writer(path)
+    if fps is not None:
+        _rate(fps, path)
     if path.is_dir():
         raise MediaError(f"{path}: is a folder, not a file")
     parent = path.absolute().parent
@@ -117,7 +122,10 @@ def _rate(fps: float, path: Path) -> Fraction:
     if not math.isfinite(fps) or fps <= 0:
         raise ValueError(f"fps: a positive number is needed, got {fps!r}")
     rate = Fraction(fps).limit_denominator(1001)
-    highest = _GIF_TICKS // _GIF_MIN_TICKS if path.suffix.lower() == ".gif" else 1000
+    suffix = path.suffix.lower()
+    if suffix == ".png":  # has none
+        return rate
+    highest = _GIF_TICKS // _GIF_MIN_TICKS if suffix == ".gif" else 1000
     if not Fraction(1, 1000) <= rate <= highest:
         raise ValueError(f"fps: 0.001 to {highest} can be written to {path.name}, got {fps!r}")
     return rate

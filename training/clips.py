@@ -12,6 +12,7 @@ import numpy as np
 from av.video.reformatter import VideoReformatter
 
 from videoar.runtime.errors import MediaError
+from videoar.runtime.media_orientation import is_mirrored
 from videoar.runtime.media_read import frame_time, is_still, open_media, resampled, to_rgb
 
 
@@ -120,10 +121,11 @@ def read_clip(
         raise MediaError(f"{path}: {num_frames} frames from {start} asked for, {found} are there")
     converted: list[np.ndarray] = []
     previous, scaler = None, VideoReformatter()
+    mirrored = is_mirrored(frames[0], path)
     for frame in frames:
         # A frame that resampling repeats need not be converted again.
         same = frame is previous
-        converted.append(converted[-1] if same else to_rgb(frame, size, crop, scaler))
+        converted.append(converted[-1] if same else to_rgb(frame, size, crop, scaler, mirrored))
         previous = frame
     clip = np.stack(converted)
     return np.ascontiguousarray(clip[:, :, ::-1]) if mirror else clip

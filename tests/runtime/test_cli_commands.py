@@ -114,6 +114,9 @@ class TestGenerate:
             (("--class-id", 3), "prompt: this model takes a prompt and no class_id"),
             ((), "prompt: give at least one PROMPT or --class-id"),
             ((RED, "--class-id", 3), "prompt: give at least one PROMPT or --class-id, and not"),
+            ((RED, "--scale", 65), "argument --scale: must be 64 or less, got 65; nearest: 64"),
+            ((RED, "--threads", 100000), "argument --threads: must be 1024 or less, got 100000"),
+            ((RED, "--scale", "big"), "argument --scale: invalid int value: 'big'"),
         ],
     )
     def test_bad_arguments(self, generate, tmp_path, words, message):
@@ -316,6 +319,22 @@ class TestReconstruct:
         assert main([str(word) for word in [*words, "--model", tiny_folder]]) == status
         assert message in capsys.readouterr().err
         assert not (tmp_path / "a.gif").exists()
+
+    def test_another_rate(self, tiny_folder, tmp_path, capsys, monkeypatch):
+        source, target = tmp_path / "in.mp4", tmp_path / "a.gif"
+        write_video(source, moving_square(25), fps=60)
+        words = ["reconstruct", source, "-o", target, "--model", tiny_folder, "--json"]
+        words = [str(word) for word in words]
+        with monkeypatch.context() as patch:
+            patch.setattr(cli_reconstruct, "load_tokenizer", None)  # before anything is loaded
+            assert main(words) == 2
+        message = "fps: 0.001 to 50 can be written to a.gif, got 60"
+        assert capsys.readouterr().err.startswith(f"videoar: error: {message}")
+        assert main([*words, "--fps", "12"]) == 0
+        document = json.loads(capsys.readouterr().out)
+        assert (document["num_frames"], document["fps"]) == (5, 12)
+        decoded, _ = read_video(target)
+        assert len(decoded) == 5
 
     def test_no_such_input(self, tiny_folder, tmp_path, capsys):
         words = ["reconstruct", "no.mp4", "-o", str(tmp_path / "a.mp4"), "--model", tiny_folder]

@@ -270,6 +270,7 @@ class TestCard:
             (("--flops", "0"), "--flops: must be above 0, got 0"),
             (("--device", "h200", "--dtype", "float32"), "known in 16 bits only"),
             (("--num-frames", "18"), "nearest: 17 or 21"),
+            (("--num-frames", "4000000001"), "num_frames: the card lists every step of at most"),
         ],
     )
     def test_bad_arguments(self, capsys, words, message):

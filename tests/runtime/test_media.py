@@ -24,6 +24,8 @@ from videoar.runtime.media import (
     write_png,
     write_video,
 )
+from videoar.runtime.media_orientation import exif_orientation
+from videoar.training.clips import read_clip
 
 
 def smooth_clip(num_frames: int = 9, height: int = 48, width: int = 64) -> np.ndarray:
@@ -49,6 +51,19 @@ def encode(path: Path, codec: str, clip: np.ndarray, rate: int = 8, pix_fmt: str
             frame.pts, frame.time_base = index, Fraction(1, rate)
             container.mux(stream.encode(frame))
         container.mux(stream.encode())
+
+
+def jpeg(pixels: np.ndarray, orientation: int, order: str) -> bytes:
+    """A photograph as cameras write it, its orientation in EXIF of the given byte order."""
+    codec = av.CodecContext.create("mjpeg", "w")
+    codec.height, codec.width, codec.pix_fmt = *pixels.shape[:2], "yuvj444p"
+    codec.time_base, codec.qmin, codec.qmax = Fraction(1), 1, 1
+    frame = av.VideoFrame.from_ndarray(pixels, format="rgb24").reformat(format="yuvj444p")
+    picture = b"".join(bytes(packet) for packet in codec.encode(frame) + codec.encode(None))
+    tiff = {"<": b"II*\0", ">": b"MM\0*"}[order] + struct.pack(f"{order}IH", 8, 1)
+    tiff += struct.pack(f"{order}HHIHHI", 0x0112, 3, 1, orientation, 0, 0)
+    exif = b"Exif\0\0" + tiff
+    return picture[:2] + b"\xff\xe1" + struct.pack(">H", 2 + len(exif)) + exif + picture[2:]
 
 
 def cut(path: Path, share: float) -> None:
@@ -209,8 +224,19 @@ class TestWriting:
         with pytest.raises(ValueError, match=r"fps: 0\.001 to 50 can be written to a\.gif"):
             write_video(tmp_path / "a.gif", smooth_clip(2), fps=60)
 
+    def test_a_picture_has_no_rate(self, tmp_path):
+        path = write_video(tmp_path / "a.png", smooth_clip(1), fps=1e6)
+        assert read_video(path)[1] == 1.0
+        path = write_video(tmp_path / "a.gif", smooth_clip(1), fps=50)
+        assert read_video(path)[1] == 1.0
+
 
 class TestCheckWritable:
+    def test_refuses_rates(self, tmp_path):
+        check_writable(tmp_path / "a.gif", 50)
+        with pytest.raises(ValueError, match=r"fps: 0\.001 to 50 can be written to a\.gif, got 51"):
+            check_writable(tmp_path / "a.gif", 51)
+
     @pytest.mark.parametrize("name", ["a.mp4", "a.GIF", "new/folder/a.png"])
     def test_accepts_and_changes_nothing(self, tmp_path, name):
         check_writable(tmp_path / name)
@@ -349,6 +375,49 @@ class TestReading:
             assert frames.shape == (3, 32, 40, 3)
         else:
             assert psnr(frames, np.rot90(upright, -1, (1, 2))) > 40
+
+    @pytest.mark.parametrize("size", [None, (64, 48), (32, 40)])
+    def test_mirror_mark_is_obeyed(self, tmp_path, size):
+        """The matrix of front cameras: left and right are swapped."""
+        path = write_video(tmp_path / "a.mp4", smooth_clip(3))
+        expected, _ = read_video(path, size=size)
+        content = bytearray(path.read_bytes())
+        struct.pack_into(">2i", content, content.index(b"tkhd") + 44, -65536, 0)
+        path.write_bytes(content)
+        frames, _ = read_video(path, size=size)
+        assert psnr(frames, expected[:, :, ::-1]) > 40
+        if size is not None:
+            clip = read_clip(path, num_frames=2, size=size, start=1)
+            assert np.array_equal(clip, frames[1:])
+
+    @pytest.mark.parametrize("order", "<>")
+    @pytest.mark.parametrize("orientation", range(1, 9))
+    def test_orientation_of_photographs(self, tmp_path, orientation, order):
+        """As EXIF numbers them: how the stored picture is to be turned."""
+        stored = smooth_clip(1)[0]
+        upright = {
+            1: stored,
+            2: stored[:, ::-1],
+            3: stored[::-1, ::-1],
+            4: stored[::-1],
+            5: stored.transpose(1, 0, 2),
+            6: np.rot90(stored, -1),
+            7: stored[::-1, ::-1].transpose(1, 0, 2),
+            8: np.rot90(stored),
+        }[orientation]
+        path = tmp_path / "a.jpg"
+        path.write_bytes(jpeg(stored, orientation, order))
+        frames, _ = read_video(path)
+        assert frames.shape == (1, *upright.shape)
+        assert psnr(frames[0], upright) > 30
+        clip = read_clip(path, num_frames=1, size=upright.shape[:2])
+        assert np.array_equal(clip, frames)
+
+    def test_orientation_that_is_cut_off(self):
+        picture = jpeg(smooth_clip(1)[0], 4, "<")
+        needed = picture.index(b"Exif") + 26
+        found = [exif_orientation(picture[:length]) for length in range(needed + 9)]
+        assert found == [1] * needed + [4] * 9
 
     @pytest.mark.parametrize(
         ("options", "words"),
