@@ -62,8 +62,14 @@ class GanConfig:
         for name in ("weight", "start", "lecam"):
             if getattr(self, name) < 0:
                 raise ValueError(f"{name}: at least 0, got {getattr(self, name)}")
-        if not 0 <= self.lecam_decay < 1:
-            raise ValueError(f"lecam_decay: at least 0 and below 1, got {self.lecam_decay}")
+        decays = [("lecam_decay", self.lecam_decay), *(("betas", beta) for beta in self.betas)]
+        for name, value in decays:
+            if not 0 <= value < 1:
+                raise ValueError(f"{name}: at least 0 and below 1, got {value}")
+        if self.channels < 16 or self.channels % 16:
+            raise ValueError(f"channels: a multiple of 16 is needed, got {self.channels}")
+        if self.layers < 1:
+            raise ValueError(f"layers: at least 1, got {self.layers}")
         if self.rate <= 0:
             raise ValueError(f"rate: must be above 0, got {self.rate}")
 

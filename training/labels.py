@@ -153,7 +153,8 @@ def read_split(path: Path) -> list[str]:
 def _lines(path: Path) -> list[tuple[int, str]]:
     """The lines of a text file that are not blank, with their numbers."""
     try:
-        lines = path.read_text(encoding="utf-8").splitlines()
+        # Some editors mark a file as UTF-8; `splitlines` would also split inside captions.
+        lines = path.read_text(encoding="utf-8-sig").split("\n")
     except UnicodeDecodeError as error:
         raise ValueError(f"{path}: no UTF-8 text ({error})") from error
     return [(number, line.strip()) for number, line in enumerate(lines, 1) if line.strip()]

@@ -202,6 +202,10 @@ def test_it_learns_to_tell_blurred_from_sharp(kind: str) -> None:
         ({"start": -1}, "start"),
         ({"lecam": -0.1}, "lecam"),
         ({"lecam_decay": 1.0}, "lecam_decay"),
+        ({"betas": (0.5, 1.0)}, "betas"),
+        ({"channels": 0}, "channels"),
+        ({"channels": 24}, "channels"),
+        ({"layers": 0}, "layers"),
         ({"rate": 0.0}, "rate"),
     ],
 )

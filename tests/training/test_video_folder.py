@@ -112,6 +112,15 @@ def test_bad_captions(tmp_path: Path, line: str, message: str) -> None:
         read_labels(tmp_path, ["a.mp4", "b.mp4"])
 
 
+def test_captions_as_other_programs_write_them(tmp_path: Path) -> None:
+    """With a mark in front, Windows' ends of lines, and what Unicode too takes for one."""
+    first = '{"file": "a.mp4", "caption": "one\u2028line"}'
+    text = f'\ufeff{first}\r\n\r\n{{"file": "./b.mp4", "caption": "two"}}'
+    (tmp_path / "captions.jsonl").write_bytes(text.encode())
+    labels = read_labels(tmp_path, ["a.mp4", "b.mp4"])
+    assert labels.captions == {"a.mp4": "one\u2028line", "b.mp4": "two"}
+
+
 def test_ucf_as_it_is(ucf: Path) -> None:
     folder = VideoFolder(ucf)
     # Upper and lower case count alike, as in the official numbering.
