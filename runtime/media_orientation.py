@@ -1,43 +1,32 @@
-"""Mirror marks of pictures and videos; PyAV tells of a mark its rotation alone."""
+"""Mirrored photographs.
+
+FFmpeg makes a matrix of the orientation that a JPEG's EXIF names, of which PyAV tells the rotation
+alone; asking a frame for its side data crashes PyAV 18 (its garbage collection behind an ICC
+profile, and on the EXIF that FFmpeg 8 adds). So the orientation is read from the file.
+"""
 
 import struct
 from pathlib import Path
 
-import av
-import numpy as np
-
-# Where the mark of a picture is: in front of its pixels.
-_HEAD_BYTES = 1 << 16
-_MARKS = (b"Exif\0\0", b"eXIf")
+_JPEG = b"\xff\xd8"
+# EXIF is in front of the pixels, in a segment of at most this size.
+_HEAD_BYTES = 1 << 17
+_EXIF = b"Exif\0\0"
 _ORIENTATION = 0x0112
 _MIRRORED = (2, 4, 5, 7)
 
 
-def is_mirrored(frame: av.VideoFrame, path: Path) -> bool:
-    """Whether a frame is upright only when its stored rows are flipped and it is then rotated.
-
-    Args:
-        frame: as decoded from the file.
-        path: of the file.
-    """
-    try:
-        mark = frame.side_data.get("DISPLAYMATRIX")
-    except ValueError:
-        # FFmpeg 8 gives frames the whole EXIF as well, a kind that PyAV 18 does not know.
-        with path.open("rb") as file:
-            return exif_orientation(file.read(_HEAD_BYTES)) in _MIRRORED
-    if mark is None:
-        return False
-    a, b, _, c, d = np.frombuffer(mark, dtype=np.int32)[:5].astype(float)
-    return bool(a * d - b * c < 0)
+def is_mirrored(path: Path) -> bool:
+    """Whether a picture is upright only when its stored rows are flipped and it is then rotated."""
+    with path.open("rb") as file:
+        return exif_orientation(file.read(_HEAD_BYTES)) in _MIRRORED
 
 
 def exif_orientation(head: bytes) -> int:
-    """The orientation, 1 to 8, in the EXIF of a picture that begins with `head`; 1 without one."""
-    places = [head.find(mark) + len(mark) for mark in _MARKS if mark in head]
-    if not places:
+    """The orientation, 1 to 8, in the EXIF of a JPEG that begins with `head`; 1 without one."""
+    if not head.startswith(_JPEG) or _EXIF not in head:
         return 1
-    tiff = head[min(places) :]
+    tiff = head[head.index(_EXIF) + len(_EXIF) :]
     order = {b"II": "<", b"MM": ">"}.get(tiff[:2])
     if order is None:
         return 1

@@ -58,8 +58,9 @@ def read_video(
 ) -> tuple[np.ndarray, float]:
     """Decodes a video or a picture (one frame) from its beginning.
 
-    Marks of rotation and mirroring are obeyed; pixels are taken to be square. With `num_frames`
-    decoding stops as soon as there are enough, and what follows in the file is not checked.
+    Marks of rotation are obeyed, and those of mirroring in photographs; pixels are taken to be
+    square. With `num_frames` decoding stops as soon as there are enough, and what follows in the
+    file is not checked.
 
     Args:
         path: the file; its content decides about the format, not its suffix.
@@ -89,10 +90,8 @@ def read_video(
         if last is not None:
             frames = deque(frames, maxlen=last)
         converted, times, previous, scaler = [], [], None, VideoReformatter()
-        mirrored = False
+        mirrored = is_mirrored(path)
         for frame in frames:
-            if previous is None:
-                mirrored = is_mirrored(frame, path)
             # A frame that resampling repeats need not be converted again.
             if frame is previous:
                 converted.append(converted[-1])

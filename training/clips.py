@@ -121,7 +121,7 @@ def read_clip(
         raise MediaError(f"{path}: {num_frames} frames from {start} asked for, {found} are there")
     converted: list[np.ndarray] = []
     previous, scaler = None, VideoReformatter()
-    mirrored = is_mirrored(frames[0], path)
+    mirrored = is_mirrored(path)
     for frame in frames:
         # A frame that resampling repeats need not be converted again.
         same = frame is previous

@@ -376,20 +376,6 @@ class TestReading:
         else:
             assert psnr(frames, np.rot90(upright, -1, (1, 2))) > 40
 
-    @pytest.mark.parametrize("size", [None, (64, 48), (32, 40)])
-    def test_mirror_mark_is_obeyed(self, tmp_path, size):
-        """The matrix of front cameras: left and right are swapped."""
-        path = write_video(tmp_path / "a.mp4", smooth_clip(3))
-        expected, _ = read_video(path, size=size)
-        content = bytearray(path.read_bytes())
-        struct.pack_into(">2i", content, content.index(b"tkhd") + 44, -65536, 0)
-        path.write_bytes(content)
-        frames, _ = read_video(path, size=size)
-        assert psnr(frames, expected[:, :, ::-1]) > 40
-        if size is not None:
-            clip = read_clip(path, num_frames=2, size=size, start=1)
-            assert np.array_equal(clip, frames[1:])
-
     @pytest.mark.parametrize("order", "<>")
     @pytest.mark.parametrize("orientation", range(1, 9))
     def test_orientation_of_photographs(self, tmp_path, orientation, order):
