@@ -12,8 +12,10 @@ def add_footage(kinds: Subparsers) -> None:
     more = "From videos and photographs in Python packages (extra train); split by source."
     parser = add_kind(kinds, "footage", text, _write_footage, more)
     parser.add_argument("--out", required=True, metavar="DIR", help="gets DIR/train and DIR/test")
-    parser.add_argument("--num-train", type=int, default=4000, metavar="N", help="(default: 4000)")
-    parser.add_argument("--num-test", type=int, default=96, metavar="N", help="(default: 96)")
+    parser.add_argument(
+        "--num-train", type=int, default=4000, metavar="N", help="clips of DIR/train"
+    )
+    parser.add_argument("--num-test", type=int, default=96, metavar="N", help="clips of DIR/test")
     parser.add_argument("--seed", type=int, default=0, metavar="N", help="of windows and pans")
 
 

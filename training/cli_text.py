@@ -17,7 +17,7 @@ def add_text_tokenizer(kinds: Subparsers) -> None:
     parser.add_argument(
         "--data", nargs="+", required=True, metavar="FOLDER", help="folders with a captions.jsonl"
     )
-    text = "entries at most, 257 of which are bytes and the start token (default: 4096)"
+    text = "entries at most, 257 of which are bytes and the start token"
     parser.add_argument("--vocab-size", type=int, default=4096, metavar="N", help=text)
     parser.add_argument("--out", required=True, metavar="DIR", help="gets DIR/tokenizer.json")
 
