@@ -82,7 +82,7 @@ def select(
         if kernel == "cpp":
             kernel, reason = _form_on_cpu(tensor, others, implementations)
             return implementations["reference" if reason else kernel]
-        return implementations[kernel]
+        return _on_its_device(tensor.device, implementations[kernel])
     if forced not in implementations:
         existing = sorted(implementations.keys() & set(BACKENDS))
         raise ValueError(f"{op}: no {forced!r} backend, it has {existing}")
@@ -95,7 +95,19 @@ def select(
             f"{op}: the 'triton' backend needs a CUDA tensor or TRITON_INTERPRET=1, "
             f"got one on {tensor.device}"
         )
-    return implementations[forced]
+    return _on_its_device(tensor.device, implementations[forced])
+
+
+def _on_its_device(device: torch.device, implementation: Implementation) -> Implementation:
+    """`implementation` with that GPU as the current one: Triton launches on the current."""
+    if device.type != "cuda" or device.index == torch.cuda.current_device():
+        return implementation
+
+    def run(*arguments, **options):
+        with torch.cuda.device(device):
+            return implementation(*arguments, **options)
+
+    return run
 
 
 def refuse_recording(op: str, **tensors: Tensor | None) -> None:

@@ -2,6 +2,8 @@
 
 import asyncio
 import threading
+from contextlib import contextmanager
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -102,3 +104,28 @@ def test_interleaved_tasks_keep_their_own_backend():
         return await asyncio.gather(serve("reference"), serve("triton"))
 
     assert asyncio.run(both()) == [["reference"] * 3, ["triton"] * 3]
+
+
+def test_a_launch_on_another_gpu_makes_it_the_current_one(monkeypatch):
+    """Triton launches on the current GPU, whatever memory it is given."""
+    current = [0]
+
+    @contextmanager
+    def device(which):
+        before, current[0] = current[0], which.index
+        try:
+            yield
+        finally:
+            current[0] = before
+
+    monkeypatch.setattr(torch.cuda, "current_device", lambda: current[0])
+    monkeypatch.setattr(torch.cuda, "device", device)
+    own = {"triton": lambda x, y=0: (current[0], x, y), "reference": None}
+    for index in (0, 1):
+        tensor = SimpleNamespace(device=torch.device("cuda", index), is_cpu=False)
+        chosen = select("op", tensor, own)
+        assert (chosen is own["triton"]) == (index == 0)
+        assert chosen(3, y=4) == (index, 3, 4)
+        with use_backend("triton"):
+            assert select("op", tensor, own)(3) == (index, 3, 0)
+        assert current == [0]
