@@ -138,6 +138,8 @@ def check_resumed(folder: Path, config: Training, model: dict[str, Any]) -> None
         return
     asked = _noted(config, model)
     found = json.loads(path.read_text())
+    if "model" not in found:  # of a version that did not note it
+        del asked["model"]
     for values in (asked, found):
         values["stages"] = values["stages"][: begun[-1] + 1]
     if difference := next(_differences(found, asked, ""), None):

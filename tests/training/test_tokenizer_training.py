@@ -254,6 +254,11 @@ def test_a_run_goes_on_with_the_model_it_began_with(tmp_path: Path) -> None:
     train_tokenizer(tmp_path, replace(MODEL, temperature=0.5), PLAIN)
     with pytest.raises(ValueError, match=r"model\.fps: .* began with 8, now it is 12"):
         train_tokenizer(tmp_path, replace(MODEL, fps=12), PLAIN)
+    path = tmp_path / "config.json"
+    noted = json.loads(path.read_text())
+    del noted["model"]
+    path.write_text(json.dumps(noted))
+    train_tokenizer(tmp_path, replace(MODEL, fps=12), PLAIN)
 
 
 def test_a_changed_config_is_refused_before_the_first_step(tmp_path: Path) -> None:
