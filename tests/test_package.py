@@ -4,6 +4,7 @@ import json
 import subprocess
 import sys
 from importlib.metadata import version
+from pathlib import Path
 
 import pytest
 
@@ -36,6 +37,17 @@ seconds = time.perf_counter() - start
 print(json.dumps({"seconds": seconds, "modules": list(sys.modules)}))
 """
 
+# As on the machine of `make gpu-check`, which brings torch, Triton and pytest alone.
+COLLECT_BARE = """
+import sys
+for name in ("av", "tokenizers", "mlxtend", "matplotlib"):
+    sys.modules[name] = None
+import pytest
+options = ["--collect-only", "-q", "-m", "gpu", "-p", "no:cacheprovider"]
+sys.exit(pytest.main(options + sys.argv[1:]))
+"""
+TESTS = Path(__file__).parent
+
 
 def timed_import() -> dict:
     process = subprocess.run(
@@ -67,3 +79,12 @@ def test_unknown_name():
 
 def test_version_is_the_installed_one():
     assert videoar.__version__ == version("videoar")
+
+
+def test_gpu_tests_need_no_more_than_a_bare_machine_has():
+    """The files are those that `make gpu-check` runs."""
+    others = [path for path in TESTS.glob("*/test_*.py") if "mark.gpu" in path.read_text()]
+    files = sorted({*TESTS.glob("kernels/test_*.py"), *others})
+    command = [sys.executable, "-c", COLLECT_BARE, *map(str, files)]
+    done = subprocess.run(command, cwd=TESTS.parent, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stdout

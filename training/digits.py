@@ -6,16 +6,21 @@ each class are held out and never seen in training. A clip is a pure function of
 `(split, seed, index)`.
 """
 
+from __future__ import annotations
+
 import gzip
 import importlib.util
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
-from tokenizers import Tokenizer
 
 from videoar.runtime.text import word_tokenizer
+
+if TYPE_CHECKING:
+    from tokenizers import Tokenizer
 
 SIZE = 64
 DIGIT = 28
