@@ -112,6 +112,12 @@ def test_bad_captions(tmp_path: Path, line: str, message: str) -> None:
         read_labels(tmp_path, ["a.mp4", "b.mp4"])
 
 
+def test_lists_that_are_not_there(mixed: Path, tmp_path: Path) -> None:
+    for argument in ("split", "class_index"):
+        with pytest.raises(ValueError, match=r"none\.txt: cannot be read \(No such file"):
+            VideoFolder(mixed, **{argument: tmp_path / "none.txt"}, index=tmp_path / "index")
+
+
 def test_captions_as_other_programs_write_them(tmp_path: Path) -> None:
     """With a mark in front, Windows' ends of lines, and what Unicode too takes for one."""
     first = '{"file": "a.mp4", "caption": "one\u2028line"}'
