@@ -45,6 +45,14 @@ def positive(text: str) -> int:
     return value
 
 
+def seed(text: str) -> int:
+    """An argument that random numbers follow from: 0 to 2^63 - 1."""
+    value = int(text)
+    if not 0 <= value < 2**63:
+        raise argparse.ArgumentTypeError(f"expected 0 .. 2^63 - 1, got {value}")
+    return value
+
+
 def _most(limit: int) -> Callable[[str], int]:
     """`positive` of at most `limit`."""
 

@@ -5,7 +5,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
-from videoar.runtime.cli_arguments import add_compute, add_json, add_model, positive
+from videoar.runtime.cli_arguments import add_compute, add_json, add_model, positive, seed
 from videoar.runtime.errors import MediaError
 
 if TYPE_CHECKING:
@@ -29,11 +29,11 @@ class LeftOut:
             report(error)
 
 
-def add_common(parser: argparse.ArgumentParser, num: int, seed: int, seed_help: str) -> None:
+def add_common(parser: argparse.ArgumentParser, num: int, first: int, seed_help: str) -> None:
     """Add `--model`, `--num`, `--seed`, `--dtype`, `--device`, `--threads` and `--json`."""
     add_model(parser, presets=False)
     parser.add_argument("--num", type=positive, default=num, metavar="N", help="how many clips")
-    parser.add_argument("--seed", type=int, default=seed, metavar="N", help=seed_help)
+    parser.add_argument("--seed", type=seed, default=first, metavar="N", help=seed_help)
     add_compute(parser)
     add_json(parser)
 

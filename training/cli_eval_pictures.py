@@ -4,7 +4,7 @@ import argparse
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from videoar.runtime.cli_arguments import add_compute, add_json, positive
+from videoar.runtime.cli_arguments import add_compute, add_json, positive, seed
 from videoar.runtime.errors import MediaError
 from videoar.training.cli_eval_data import add_sampling, sampling
 from videoar.training.cli_flags import Subparsers, add_kind
@@ -84,7 +84,7 @@ def add_eval_samples(kinds: Subparsers) -> None:
     text = "frames of a clip to generate (default: the trained length)"
     parser.add_argument("--num-frames", type=positive, metavar="N", help=text)
     text = "of the first prompt; each further one has 1 more"
-    parser.add_argument("--seed", type=int, default=0, metavar="N", help=text)
+    parser.add_argument("--seed", type=seed, default=0, metavar="N", help=text)
     add_sampling(parser)
     add_compute(parser)
     _add_output(parser)

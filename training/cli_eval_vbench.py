@@ -2,7 +2,7 @@
 
 import argparse
 
-from videoar.runtime.cli_arguments import add_compute, add_json, add_model, positive
+from videoar.runtime.cli_arguments import add_compute, add_json, add_model, positive, seed
 from videoar.training.cli_eval_data import add_sampling, sampling
 from videoar.training.cli_flags import Subparsers, add_kind
 
@@ -21,7 +21,7 @@ def add_eval_vbench(kinds: Subparsers) -> None:
     text = "clips of each prompt (VBench takes 5, and 25 for temporal flickering)"
     parser.add_argument("--samples", type=positive, default=5, metavar="N", help=text)
     add_model(parser, presets=False)
-    parser.add_argument("--seed", type=int, default=0, metavar="N", help="of all clips")
+    parser.add_argument("--seed", type=seed, default=0, metavar="N", help="of all clips")
     text = "frames of a clip (default: the trained length)"
     parser.add_argument("--num-frames", type=positive, metavar="N", help=text)
     add_sampling(parser)

@@ -3,6 +3,7 @@
 import argparse
 from pathlib import Path
 
+from videoar.runtime.cli_arguments import seed
 from videoar.training.cli_flags import Subparsers, add_kind
 
 
@@ -16,7 +17,7 @@ def add_footage(kinds: Subparsers) -> None:
         "--num-train", type=int, default=4000, metavar="N", help="clips of DIR/train"
     )
     parser.add_argument("--num-test", type=int, default=96, metavar="N", help="clips of DIR/test")
-    parser.add_argument("--seed", type=int, default=0, metavar="N", help="of windows and pans")
+    parser.add_argument("--seed", type=seed, default=0, metavar="N", help="of windows and pans")
 
 
 def _write_footage(args: argparse.Namespace) -> None:

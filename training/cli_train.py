@@ -4,7 +4,7 @@ import argparse
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from videoar.runtime.cli_arguments import DTYPES, positive
+from videoar.runtime.cli_arguments import DTYPES, positive, seed
 from videoar.training.cli_data import add_cache, add_data, print_scan
 from videoar.training.cli_flags import LazyParser, Subparsers, add_fields, add_kind, values_of
 from videoar.training.cli_footage import add_footage
@@ -44,7 +44,7 @@ def _add_run(parser: argparse.ArgumentParser, out: str, *, cache: bool) -> None:
     text = "a model to start from (default: the config's, else random weights)"
     parser.add_argument("--start", metavar="DIR", help=text)
     text = "of the data, the initial weights and every draw (default: the config's)"
-    parser.add_argument("--seed", type=int, metavar="N", help=text)
+    parser.add_argument("--seed", type=seed, metavar="N", help=text)
     parser.add_argument("--out", required=True, metavar="DIR", help=out)
     text = "where to train (default: cuda where there is a GPU)"
     parser.add_argument("--device", choices=("cuda", "cpu"), help=text)

@@ -56,9 +56,10 @@ def flip_probabilities(
     low = (config.p_min + ramp).expand_as(uniform)
     high = (config.p_max + ramp).expand_as(uniform)
     p = low + uniform * (high - low)
-    if config.inherit:
-        inherited = p[:, :-1, -1]
-        p[:, 1:, 0] = inherited + uniform[:, 1:, 0] * (high[:, 1:, 0] - inherited)
+    # Frame by frame: where there is one scale, it passes on what it has inherited.
+    for t in range(1, frames if config.inherit else 1):
+        inherited = p[:, t - 1, -1]
+        p[:, t, 0] = inherited + uniform[:, t, 0] * (high[:, t, 0] - inherited)
     return p.clamp(0, 1)
 
 

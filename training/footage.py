@@ -173,7 +173,13 @@ def clip(split: str, seed: int, index: int) -> np.ndarray:
 
 
 def write_folder(out: Path, split: str, num: int, seed: int = 0) -> None:
-    """Write clips 0 to `num - 1` of a split as `out/split/<source>/<index>.mp4`."""
+    """Write clips 0 to `num - 1` of a split as `out/split/<source>/<index>.mp4`.
+
+    Raises:
+        ValueError: a negative number.
+    """
+    if num < 0:
+        raise ValueError(f"{split}: a number of clips from 0 is needed, got {num}")
     for index in tqdm(range(num), desc=split, unit="clip", disable=None):
         path = out / split / pick(split, index).name / f"{index:05d}.mp4"
         write_video(path, clip(split, seed, index), FPS)

@@ -32,6 +32,8 @@ from videoar.training.state import (
 )
 from videoar.training.world import ALONE, World
 
+# What torch's generators and TOML files take.
+MAX_SEED = 2**63 - 1
 # Steps for each line of the log.
 LOG_EVERY = 20
 LOG_NAME = "log.jsonl"
@@ -41,6 +43,7 @@ LossOf = Callable[[int], tuple[Tensor, dict[str, Any]]]
 
 __all__ = [
     "LOG_EVERY",
+    "MAX_SEED",
     "OptimConfig",
     "Run",
     "autocast",

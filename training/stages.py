@@ -14,10 +14,13 @@ from typing import Any
 import numpy as np
 
 from videoar.runtime.aside import written_aside
+from videoar.runtime.checkpoint_json import read_json
 from videoar.runtime.config import ModelConfig
+from videoar.runtime.errors import CheckpointError
 from videoar.runtime.schedule import Sizes, default_sizes
 from videoar.training.folder_config import DataConfig
 from videoar.training.learner import OptimConfig, OptimSettings
+from videoar.training.run import MAX_SEED
 from videoar.training.sources import Shape
 from videoar.training.state import latest_state
 
@@ -89,8 +92,8 @@ class Training:
     optim: OptimSettings = field(default_factory=OptimSettings)
 
     def __post_init__(self) -> None:
-        if self.seed < 0:
-            raise ValueError(f"seed: at least 0, got {self.seed}")
+        if not 0 <= self.seed <= MAX_SEED:
+            raise ValueError(f"seed: expected 0 .. 2^63 - 1, got {self.seed}")
         if self.save_every < 1:
             raise ValueError(f"save_every: at least 1, got {self.save_every}")
         if self.workers < 0:
@@ -131,13 +134,15 @@ def check_resumed(folder: Path, config: Training, model: dict[str, Any]) -> None
     Raises:
         ValueError: the config that the folder's states were trained with has another value of what
             decides about their weights. Names file, field and both.
+        CheckpointError: the config there is damaged.
     """
     path = folder / CONFIG_NAME
     begun = [n for n, stage in enumerate(config.stages) if latest_state(folder / stage.name)]
     if not begun or not path.exists():
         return
-    asked = _noted(config, model)
-    found = json.loads(path.read_text())
+    asked, found = _noted(config, model), read_json(path)
+    if not isinstance(found.get("stages"), list):
+        raise CheckpointError(f"{path}: stages: missing, not a run's config")
     if "model" not in found:  # of a version that did not note it
         del asked["model"]
     for values in (asked, found):

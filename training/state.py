@@ -59,6 +59,10 @@ def save_state(folder: Path, step: int, state: dict[str, Tensor], world: World =
     Args:
         step: steps done. Where there is a state of this step, it is this one.
         state: tensors of any device, shared out among the ranks or the same on all of them.
+
+    Raises:
+        CheckpointError: a rank's part could not be written, such as on a full disk. What was
+            written aside is gone, older states are still there.
     """
     from torch.distributed.checkpoint import HuggingFaceStorageWriter, save
 
@@ -66,9 +70,14 @@ def save_state(folder: Path, step: int, state: dict[str, Tensor], world: World =
     aside = final.with_suffix(ASIDE)
     if final.exists():
         return
-    with _no_group_needed():
-        writer = HuggingFaceStorageWriter(str(aside), save_distributed=True)
-        save(state, storage_writer=writer, no_dist=world.size == 1)
+    try:
+        with _own_errors(final, "written"):
+            writer = HuggingFaceStorageWriter(str(aside), save_distributed=True)
+            save(state, storage_writer=writer, no_dist=world.size == 1)
+    except CheckpointError:
+        if world.main:
+            shutil.rmtree(aside, ignore_errors=True)
+        raise
     world.barrier()
     if world.main:
         # The files are on the disk, torch synchronises each; now the folder and its new name.
@@ -111,7 +120,7 @@ def load_state(path: Path, into: dict[str, Tensor], world: World = ALONE) -> Non
         if found.get(name) != asked.get(name):
             text = f"{name}: {_show(found.get(name))}, this run has {_show(asked.get(name))}"
             raise CheckpointError(f"{path}: of another model: {text}")
-    with _no_group_needed():
+    with _own_errors(path, "read"):
         reader = HuggingFaceStorageReader(str(path))
         load(into, storage_reader=reader, no_dist=world.size == 1)
 
@@ -146,8 +155,20 @@ def _synchronise(folder: Path) -> None:
 
 
 @contextmanager
-def _no_group_needed() -> Iterator[None]:
-    """Without torch's warning that there is no process group, which one process has none of."""
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", "torch.distributed is disabled")
-        yield
+def _own_errors(path: Path, what: str) -> Iterator[None]:
+    """What torch's collectives gather from the ranks as one CheckpointError, or as Ctrl-C.
+
+    Without torch's warning that there is no process group, which one process has none of.
+    """
+    from torch.distributed.checkpoint.api import CheckpointException
+
+    try:
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", "torch.distributed is disabled")
+            yield
+    except CheckpointException as error:
+        causes = [cause for cause, _ in error.failures.values()]
+        for cause in causes:
+            if not isinstance(cause, Exception):
+                raise cause from None
+        raise CheckpointError(f"{path}: could not be {what} ({causes[0]})") from error

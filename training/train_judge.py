@@ -11,7 +11,7 @@ from torch import Tensor
 from videoar.runtime.checkpoint import write_component
 from videoar.training import digits
 from videoar.training.judge import DigitNet, Judge, JudgeConfig, crop_digit
-from videoar.training.run import OptimConfig, Run, draw_generator, train
+from videoar.training.run import MAX_SEED, OptimConfig, Run, draw_generator, train
 
 HELD_OUT_CLIPS = 1000
 
@@ -31,6 +31,12 @@ class JudgeTraining:
     batch: int = 128
     rate: float = 2e-3
     seed: int = 0
+
+    def __post_init__(self) -> None:
+        if self.batch < 1:
+            raise ValueError(f"batch: at least 1, got {self.batch}")
+        if not 0 <= self.seed <= MAX_SEED:
+            raise ValueError(f"seed: expected 0 .. 2^63 - 1, got {self.seed}")
 
 
 def distort(images_BHW: Tensor, generator: torch.Generator) -> Tensor:

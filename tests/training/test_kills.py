@@ -1,6 +1,7 @@
 """A run that is killed at any moment goes on as if nothing had been; what a kill leaves behind."""
 
 import json
+import resource
 import shutil
 import subprocess
 import sys
@@ -11,6 +12,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 from torch import Tensor, nn
+from torch.distributed.checkpoint import HuggingFaceStorageWriter
 
 from videoar.runtime.errors import CheckpointError
 from videoar.training.run import OptimConfig, Run, train
@@ -96,6 +98,33 @@ def test_a_state_is_read_as_it_was_written(tmp_path: Path) -> None:
     for name, value in state.items():
         assert again[name].dtype == value.dtype
         assert torch.equal(again[name], value)
+
+
+def test_a_full_disk_leaves_the_older_state(tmp_path: Path) -> None:
+    fit(make_run(tmp_path), 2)
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (100, limits[1]))
+    try:
+        with pytest.raises(CheckpointError, match=r"state-00000003: could not be written \(.*too "):
+            save_state(tmp_path, 3, {"weight": torch.zeros(1000)})
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert [path.name for path in tmp_path.glob("state-*")] == ["state-00000002"]
+    assert make_run(tmp_path).step == 2
+
+
+def test_an_interrupted_save_is_an_interrupt(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """torch's collectives would gather it as an exception of their own."""
+
+    def interrupted(*args: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(HuggingFaceStorageWriter, "write_data", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        save_state(tmp_path, 3, {"weight": torch.zeros(10)})
+    assert latest_state(tmp_path) is None
 
 
 def test_a_bad_state_is_refused_by_name(tmp_path: Path) -> None:

@@ -248,6 +248,14 @@ def test_a_run_goes_on_as_it_began(
     assert str(error.value).startswith(f"{tmp_path / 'config.json'}: ")
 
 
+@pytest.mark.parametrize("text", ["{", "[]", '{"seed": 0}'])
+def test_a_damaged_config_of_a_run_is_named(tmp_path: Path, text: str) -> None:
+    (tmp_path / "image" / "state-00000003").mkdir(parents=True)
+    (tmp_path / "config.json").write_text(text)
+    with pytest.raises(CheckpointError, match=r"config\.json: "):
+        check_resumed(tmp_path, PLAIN, {})
+
+
 def test_a_run_goes_on_with_the_model_it_began_with(tmp_path: Path) -> None:
     """What has the same name and shapes may still be another one."""
     train_tokenizer(tmp_path, MODEL, PLAIN)

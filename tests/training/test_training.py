@@ -83,6 +83,12 @@ def test_without_inheritance_first_scales_are_like_the_others() -> None:
         assert first.min() >= 0.1 + 0.05 * t
 
 
+def test_one_scale_passes_on_what_it_has_inherited() -> None:
+    config = FlipConfig(p_min=0.1, p_max=0.3, delta=0.05)
+    p = flip_probabilities(config, 4000, 4, 1, torch.Generator().manual_seed(0))[..., 0]
+    assert (p.diff(dim=1) >= 0).all()
+
+
 def test_without_a_ramp_all_frames_are_alike() -> None:
     p = probabilities(delta=0.0, inherit=False)
     assert p.mean(dim=(0, 2)).tolist() == pytest.approx([0.2] * 4, abs=0.01)

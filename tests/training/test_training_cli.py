@@ -140,6 +140,8 @@ def test_descriptions_come_from_the_docstring():
         ("train judge", "--out"),
         ("train judge --out x --steps few", "--steps"),
         ("train tokenizer --out x --seed few", "--seed"),
+        ("train tokenizer --out x --seed -1", r"--seed: expected 0 \.\. 2\^63 - 1, got -1"),
+        ("eval prompts --seed 9223372036854775808", "--seed: expected 0"),
         ("train tokenizer --out x --learning 3", "--learning"),
         ("train export --tokenizer a --transformer b --out c --dtype int8", "--dtype"),
     ],
@@ -147,6 +149,19 @@ def test_descriptions_come_from_the_docstring():
 def test_bad_values(words, message):
     with pytest.raises(ValueError, match=message):
         parse(*words.split())
+
+
+@pytest.mark.parametrize(
+    ("make", "field"),
+    [
+        (lambda: replace(TRANSFORMER_RECIPE, seed=2**63), "seed"),
+        (lambda: JudgeTraining(seed=-1), "seed"),
+        (lambda: JudgeTraining(batch=0), "batch"),
+    ],
+)
+def test_bad_settings(make, field):
+    with pytest.raises(ValueError, match=f"^{field}: "):
+        make()
 
 
 def test_registering_imports_nothing_heavy():
