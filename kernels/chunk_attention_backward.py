@@ -189,13 +189,17 @@ def key_gradient_kernel(
     """
     own = tl.program_id(0)
     batch, group = (tl.program_id(1) // groups).to(tl.int64), tl.program_id(1) % groups
-    offs_n = own * BLOCK_N + tl.arange(0, BLOCK_N)
+    # Addresses are a scalar and an offset within the tile: gradients take half of the registers,
+    # and what is wanted again behind the loops must cost none meanwhile.
+    rows_n, rows_m = tl.arange(0, BLOCK_N)[:, None], tl.arange(0, BLOCK_M)
     offs_d = tl.arange(0, BLOCK_D)[None, :]
-    mask = (offs_n < length)[:, None] & (offs_d < WIDTH)
-    k_row = k_ptr + batch * stride_kb + group * stride_kg + offs_n * stride_kl
-    v_row = v_ptr + batch * stride_vb + group * stride_vg + offs_n * stride_vl
-    k = tl.load(k_row[:, None] + offs_d, mask=mask, other=0.0)
-    v = tl.load(v_row[:, None] + offs_d, mask=mask, other=0.0)
+    first_n = own.to(tl.int64) * BLOCK_N
+    offs_n = own * BLOCK_N + tl.arange(0, BLOCK_N)
+    mask = (rows_n < length - own * BLOCK_N) & (offs_d < WIDTH)
+    k_base = k_ptr + batch * stride_kb + group * stride_kg + first_n * stride_kl
+    v_base = v_ptr + batch * stride_vb + group * stride_vg + first_n * stride_vl
+    k = tl.load(k_base + (rows_n * stride_kl + offs_d), mask=mask, other=0.0)
+    v = tl.load(v_base + (rows_n * stride_vl + offs_d), mask=mask, other=0.0)
     slot_n = tl.load(slot_ptr + offs_n, mask=offs_n < length, other=0)[:, None]
     word_n_ptr = word_ptr + batch * stride_word + own * num_frames
     real_text = text_len
@@ -209,24 +213,22 @@ def key_gradient_kernel(
         for i in range(share * count):
             head = group * share + i // count
             m = tl.load(list_ptr + (2 * entry + MIXED) * others + i % count)
-            offs_m = m * BLOCK_M + tl.arange(0, BLOCK_M)
+            first_m = m.to(tl.int64) * BLOCK_M
+            offs_m = m * BLOCK_M + rows_m
             mask_m = offs_m < length
             mask_q = mask_m[:, None] & (offs_d < WIDTH)
-            q_row = q_ptr + batch * stride_qb + head * stride_qh + offs_m * stride_ql
-            grad_row = grad_ptr + batch * stride_gb + head * stride_gh + offs_m * stride_gl
-            row = (batch * groups * share + head) * length
-            q = tl.load(q_row[:, None] + offs_d, mask=mask_q, other=0.0)
-            grad = tl.load(grad_row[:, None] + offs_d, mask=mask_q, other=0.0)
-            lse = (
-                tl.load(lse_ptr + row + offs_m, mask=mask_m, other=0.0)[None, :]
-                * 1.4426950408889634
+            q_base = q_ptr + batch * stride_qb + head * stride_qh + first_m * stride_ql
+            grad_base = grad_ptr + batch * stride_gb + head * stride_gh + first_m * stride_gl
+            row = (batch * groups * share + head) * length + first_m
+            q = tl.load(q_base + (rows_m[:, None] * stride_ql + offs_d), mask=mask_q, other=0.0)
+            grad = tl.load(
+                grad_base + (rows_m[:, None] * stride_gl + offs_d), mask=mask_q, other=0.0
             )
+            lse = tl.load(lse_ptr + row + rows_m, mask=mask_m, other=0.0)[None, :]
+            lse *= 1.4426950408889634
             lse = tl.where(lse == float("-inf"), float("inf"), lse)
-            delta = tl.load(delta_ptr + row + offs_m, mask=mask_m, other=0.0)[None, :]
             scores = tl.dot(k.to(DOT), tl.trans(q).to(DOT), input_precision="ieee")
             p = tl.exp2(scores * (scale * 1.4426950408889634) - lse)
-            dp = tl.dot(v.to(DOT), tl.trans(grad).to(DOT), input_precision="ieee")
-            ds = p * (dp - delta)
             if MIXED:
                 end_m = tl.load(end_ptr + offs_m, mask=mask_m, other=0)[None, :]
                 word_m = end_m
@@ -236,13 +238,17 @@ def key_gradient_kernel(
                 seen = visible_tile(
                     offs_n[:, None], end_m, word_m, slot_n, real_text, text_len, HAS_VISIBLE
                 )
-                p, ds = tl.where(seen, p, 0.0), tl.where(seen, ds, 0.0)
+                p = tl.where(seen, p, 0.0)
             dv = tl.dot(p.to(grad.dtype).to(DOT), grad.to(DOT), dv, input_precision="ieee")
+            dp = tl.dot(v.to(DOT), tl.trans(grad).to(DOT), input_precision="ieee")
+            delta = tl.load(delta_ptr + row + rows_m, mask=mask_m, other=0.0)[None, :]
+            ds = p * (dp - delta)
             dk = tl.dot(ds.to(q.dtype).to(DOT), q.to(DOT), dk, input_precision="ieee")
-    token = ((batch * length + offs_n) * groups + group) * WIDTH
+    base = ((batch * length + first_n) * groups + group) * WIDTH
+    token = rows_n * (groups * WIDTH) + offs_d
     dk = (dk * scale).to(dk_ptr.dtype.element_ty)
-    tl.store(dk_ptr + token[:, None] + offs_d, dk, mask=mask)
-    tl.store(dv_ptr + token[:, None] + offs_d, dv.to(dv_ptr.dtype.element_ty), mask=mask)
+    tl.store(dk_ptr + base + token, dk, mask=mask)
+    tl.store(dv_ptr + base + token, dv.to(dv_ptr.dtype.element_ty), mask=mask)
 
 
 def backward_tiles(width: int, itemsize: int, limit: int) -> tuple[Tiles, Tiles]:
@@ -253,7 +259,8 @@ def backward_tiles(width: int, itemsize: int, limit: int) -> tuple[Tiles, Tiles]
         return Tiles(64, 32, num_warps, 2), Tiles(32, 64, num_warps, 2)
     if limit < OPERANDS_IN_SHARED:
         return Tiles(64, 32, 4, 2), Tiles(16, 64, 8, 2)
-    return Tiles(128, 64, 8, 2), Tiles(16, 128, 8, 2)
+    # The most queries that leave sm_90 enough registers beside the gradients of 128 keys.
+    return Tiles(128, 64, 8, 2), Tiles(64 if width <= 64 else 32, 128, 8, 2)
 
 
 def launch_backward(
