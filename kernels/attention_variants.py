@@ -25,7 +25,10 @@ from videoar.kernels.variant import Variant
 
 
 def aot_variants() -> list[Variant]:
-    """Cached attention at the first and last step of a frame, chunk attention over a clip."""
+    """Cached attention at the first and last step of a frame, chunk attention over a clip.
+
+    And chunk attention with heads of 64, which have tiles of their own and no published preset.
+    """
     from videoar.runtime.cache import CacheLayout
     from videoar.runtime.presets import PRESETS
 
@@ -38,13 +41,16 @@ def aot_variants() -> list[Variant]:
             rows = config.heads // groups * size[0] * size[1]
             tiles = cached_attention_tiles(2, groups, rows, capacity, width, 2)
             variants += _cached_variants(f"{preset}-{step}", width, tiles)
-        for targets, limit in SHARED_LIMITS.items():
-            tiles = chunk_attention_tiles(capacity, width, 2, limit)
-            variants.append(_forward_variant(preset, width, tiles, targets))
+        variants += _forward_variants(preset, width, capacity)
+        tiles = chunk_attention_tiles(capacity, width, 2, min(SHARED_LIMITS.values()))
         blocks = (triton.cdiv(capacity, tiles.block_m), triton.cdiv(capacity, tiles.block_n))
         variants += _list_variants(preset, *blocks, tiles.block_n)
         variants += _backward_variants(preset, width)
-    return variants
+    return [
+        *variants,
+        *_forward_variants("heads-64", 64, 1024),
+        *_backward_variants("heads-64", 64),
+    ]
 
 
 def _cached_variants(name: str, width: int, tiles: CachedTiles) -> list[Variant]:
@@ -93,6 +99,14 @@ def _cached_variants(name: str, width: int, tiles: CachedTiles) -> list[Variant]
         divisible=(*pointers, *strides),
     )
     return [split, combine]
+
+
+def _forward_variants(name: str, width: int, length: int) -> list[Variant]:
+    """The kernel at heads of `width`."""
+    return [
+        _forward_variant(name, width, chunk_attention_tiles(length, width, 2, limit), targets)
+        for targets, limit in SHARED_LIMITS.items()
+    ]
 
 
 def _forward_variant(name: str, width: int, tiles: Tiles, targets: tuple[str, ...]) -> Variant:

@@ -259,8 +259,10 @@ def backward_tiles(width: int, itemsize: int, limit: int) -> tuple[Tiles, Tiles]
         return Tiles(64, 32, num_warps, 2), Tiles(32, 64, num_warps, 2)
     if limit < OPERANDS_IN_SHARED:
         return Tiles(64, 32, 4, 2), Tiles(16, 64, 8, 2)
-    # The most queries that leave sm_90 enough registers beside the gradients of 128 keys.
-    return Tiles(128, 64, 8, 2), Tiles(64 if width <= 64 else 32, 128, 8, 2)
+    # The most queries that leave sm_90 enough registers beside the gradients of 128 keys, and the
+    # stages with which neither Triton 3.6 nor 3.7 spills on sm_90 and sm_100.
+    keys = Tiles(64, 128, 8, 2) if width <= 64 else Tiles(32, 128, 8, 3 if width == 128 else 2)
+    return Tiles(128, 64, 8, 2), keys
 
 
 def launch_backward(
