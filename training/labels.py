@@ -65,7 +65,7 @@ def read_captions(path: Path) -> tuple[dict[str, str], dict[str, str | int]]:
     captions: dict[str, str] = {}
     classes: dict[str, str | int] = {}
     seen: dict[str, int] = {}
-    for number, line in _lines(path):
+    for number, line in numbered_lines(path):
         entry = _entry(f"{path}:{number}", line)
         name = PurePosixPath(entry["file"]).as_posix()
         if name in seen:
@@ -125,7 +125,7 @@ def read_class_index(path: Path) -> tuple[str, ...]:
         ValueError: a line that is no number and name, or numbers that are not 1, 2, 3, ...
     """
     names: dict[int, str] = {}
-    for number, line in _lines(path):
+    for number, line in numbered_lines(path):
         word, _, name = line.partition(" ")
         if not word.isdecimal() or not name.strip() or int(word) in names:
             raise ValueError(f"{path}:{number}: a new number and a name are needed, got {line!r}")
@@ -142,7 +142,7 @@ def read_split(path: Path) -> list[str]:
         ValueError: it is empty.
     """
     files = []
-    for _, line in _lines(path):
+    for _, line in numbered_lines(path):
         name, _, last = line.rpartition(" ")
         files.append(name.strip() if name and last.isdecimal() else line)
     if not files:
@@ -150,8 +150,12 @@ def read_split(path: Path) -> list[str]:
     return files
 
 
-def _lines(path: Path) -> list[tuple[int, str]]:
-    """The lines of a text file that are not blank, with their numbers."""
+def numbered_lines(path: Path) -> list[tuple[int, str]]:
+    """The lines of a text file that are not blank, stripped, with their numbers from 1.
+
+    Raises:
+        ValueError: no UTF-8 text, or not readable; names the file.
+    """
     try:
         # Some editors mark a file as UTF-8; `splitlines` would also split inside captions.
         lines = path.read_text(encoding="utf-8-sig").split("\n")

@@ -23,6 +23,7 @@ from videoar.runtime.errors import MediaError
 from videoar.runtime.media import write_video
 from videoar.runtime.pipeline import VideoAR
 from videoar.training.eval_clips import check_prompts
+from videoar.training.labels import numbered_lines
 
 SAMPLES = 5
 _LONGEST_NAME = 255
@@ -36,10 +37,9 @@ def read_prompts(path: str | Path) -> list[str]:
         ValueError: no such file, no text, or no prompt in it.
     """
     try:
-        text = Path(path).read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        raise ValueError(f"prompts: {path}: cannot be read ({error})") from error
-    prompts = [line.strip() for line in text.splitlines() if line.strip()]
+        prompts = [line for _, line in numbered_lines(Path(path))]
+    except ValueError as error:
+        raise ValueError(f"prompts: {error}") from error
     if not prompts:
         raise ValueError(f"prompts: {path}: holds none")
     return list(dict.fromkeys(prompts))

@@ -103,7 +103,7 @@ def test_prompts_that_are_no_names():
 
 def test_read_prompts(tmp_path):
     path = tmp_path / "prompts.txt"
-    path.write_text("  one \n\ntwo\none\n")
+    path.write_bytes(b"\xef\xbb\xbf  one \r\n\r\ntwo\r\none\r\n")
     assert read_prompts(path) == ["one", "two"]
     path.write_text("\n \n")
     with pytest.raises(ValueError, match=r"prompts.txt: holds none"):
