@@ -9,6 +9,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from videoar.kernels import chunk_attention_backward, chunk_attention_triton
 from videoar.kernels.chunk_attention import (
     chunk_attention,
     chunk_attention_ref,
@@ -17,7 +18,7 @@ from videoar.kernels.chunk_attention import (
 )
 from videoar.kernels.chunk_attention_backward import backward_tiles
 from videoar.kernels.chunk_attention_triton import chunk_attention_tiles
-from videoar.kernels.chunk_blocks import block_lists, token_table, visibility
+from videoar.kernels.chunk_blocks import SHARED_LIMITS, block_lists, token_table, visibility
 from videoar.kernels.dispatch import forced_backend, use_backend
 from videoar.runtime.schedule import Chunk, ChunkSchedule
 
@@ -273,6 +274,38 @@ def test_many_blocks_and_all_gradients(text_len, width, assert_near, device):
     expected = run(chunk_attention_ref, torch.float64)
     for a, b in zip(run(chunk_attention, torch.float32), expected, strict=True):
         assert_near(a, b)
+
+
+@pytest.mark.parametrize(
+    ("width", "target"), [(64, "sm_90"), (80, "sm_90"), (128, "sm_90"), (128, "sm_80")]
+)
+def test_half_precision_at_the_tiles_of_a_gpu(
+    width, target, assert_near, triton_device, monkeypatch
+):
+    """Several tiles of keys and of queries, whole and mixed ones; a GPU takes its own tiles."""
+    half = torch.bfloat16 if triton_device.type == "cuda" else torch.float16
+    limit = next(limit for targets, limit in SHARED_LIMITS.items() if target in targets)
+    if triton_device.type != "cuda":
+        for module in (chunk_attention_triton, chunk_attention_backward):
+            monkeypatch.setattr(module, "shared_limit", lambda device: limit)
+    schedule = ChunkSchedule.video(3, ((1, 1), (4, 4), (7, 7)))
+    text_lengths, visible = random_visibility(2, 3, 7)
+    visible |= torch.eye(3, dtype=torch.bool)
+    options = {"text_len": 7, "text_lengths": text_lengths, "frame_visible": visible}
+    qkv = random_qkv(2, 7 + schedule.num_tokens, 2, 1, width, dtype=half)
+    weight = torch.randn(2, 2, 7 + schedule.num_tokens, width).to(half)
+
+    def run(function, place, dtype):
+        leaves = [x.to(place, dtype).detach().requires_grad_() for x in qkv]
+        placed = {k: v.to(place) if isinstance(v, torch.Tensor) else v for k, v in options.items()}
+        out = function(*leaves, schedule, **placed)
+        (out * weight.to(place, dtype)).sum().backward()
+        return [out.detach(), *(x.grad for x in leaves)]
+
+    expected = run(chunk_attention_ref, torch.device("cpu"), torch.float64)
+    for got, wanted in zip(run(chunk_attention, triton_device, half), expected, strict=True):
+        assert got.dtype == half
+        assert_near(got, wanted)
 
 
 def test_repeated_gradients_are_equal(device):
