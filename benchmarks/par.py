@@ -125,7 +125,7 @@ class Par:
             part = slice(first, first + self.slots)
             state = self.start(classes[part], seeds[part], sampling)
             for step in range(self.config.num_steps):
-                self.step(state, step, sampling.filtered)
+                self.step(state, step)
                 if on_step is not None:
                     on_step(step)
             clips.append(self.codes(state)[: len(classes[part])])
@@ -156,9 +156,11 @@ class Par:
             state.temperature.fill_(sampling.temperature)
             state.top_k.fill_(sampling.top_k or self.config.codebook)
             state.top_p.fill_(sampling.top_p)
+            state.filtered, state.greedy = sampling.filtered, sampling.temperature == 0
+            state.draw()
             if self.graphs is not None:
                 # Behind what it reads: with a top_k of 0 a first call would look for code -1.
-                self.graphs.prepare(state, sampling.filtered)
+                self.graphs.prepare(state)
             state.failed.fill_(False)
             state.step.fill_(first_step)
         return state
@@ -173,13 +175,13 @@ class Par:
         if sampling.top_k > self.config.codebook:
             raise ValueError(f"top_k: expected 0 .. {self.config.codebook}, got {sampling.top_k}")
 
-    def step(self, state: ParState, step: int, filtered: bool) -> None:
+    def step(self, state: ParState, step: int) -> None:
         """Compute step number `step`, which is the coming one of `state`; on a GPU launch it."""
         kind = kind_of(self.config, step)
         if self.graphs is not None:
-            self.graphs.step(state, kind, filtered)
+            self.graphs.step(state, kind)
         else:
-            decode_step(self.transformer, state, kind, filtered=filtered, layers=self.layers)
+            decode_step(self.transformer, state, kind, step=step, layers=self.layers)
 
     def codes(self, state: ParState) -> Tensor:
         """Codes of the clips, `[slots, frames, height, width]`, when they are computed."""

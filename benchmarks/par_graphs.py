@@ -21,11 +21,11 @@ class ParGraphs:
         self.model, self.device = model, model.norm.weight.device
         self.stream = torch.cuda.Stream(self.device)
         self.graphs = GraphSet(self.stream)
-        self.captured: set[tuple[int, bool]] = set()
+        self.captured: set[tuple[int, bool, bool]] = set()
 
-    def prepare(self, state: ParState, filtered: bool) -> None:
+    def prepare(self, state: ParState) -> None:
         """Capture what a clip needs, once; changes step, codes and flags of `state`."""
-        form = (len(state.classes), filtered)
+        form = _form(state)
         if form in self.captured:
             return
         # Weights and state were written on other streams.
@@ -36,17 +36,22 @@ class ParGraphs:
                 state.step.fill_(steps[kind])
 
             def call(kind: Kind = kind) -> None:
-                decode_step(self.model, state, kind, filtered=filtered)
+                decode_step(self.model, state, kind)
 
             self.graphs.capture((kind, *form), call, state.buffers())
         self.captured.add(form)
 
-    def step(self, state: ParState, kind: Kind, filtered: bool) -> None:
+    def step(self, state: ParState, kind: Kind) -> None:
         """Replay a step."""
-        self.graphs.replay((kind, len(state.classes), filtered), state.buffers())
+        self.graphs.replay((kind, *_form(state)), state.buffers())
 
     def close(self) -> None:
         """Free the graphs."""
         torch.cuda.synchronize(self.device)
         self.graphs.close()
         self.captured.clear()
+
+
+def _form(state: ParState) -> tuple[int, bool, bool]:
+    """What a graph holds fixed: rows, and which parts of the sampling are computed."""
+    return len(state.classes), state.filtered, state.greedy

@@ -53,7 +53,7 @@ def measure(par: Par, steps: Sequence[int], rounds: int, sampling: ParSampling) 
         BareSteps(products, config.step_lengths, len(state.classes), dtype, device, graphs)
         for products in (own_products(par.transformer), fused_products(config, dtype, device))
     ]
-    runs = {OURS: lambda step: par.step(state, step, sampling.filtered)}
+    runs = {OURS: lambda step: par.step(state, step)}
     runs |= {name: one.step for name, one in zip((OWN, FUSED), bare, strict=True)}
     for run in runs.values():
         run(steps[0])

@@ -69,6 +69,8 @@ def sample_codes(
     temperature: Tensor,
     top_k: Tensor | None = None,
     top_p: Tensor | None = None,
+    *,
+    greedy: bool = True,
 ) -> Tensor:
     """Draw one code a token.
 
@@ -78,21 +80,20 @@ def sample_codes(
         temperature: float32 `[R]`, 0 for the likeliest code.
         top_k: int64 `[R]`, 1 .. V; together with `top_p`, or both None: all codes.
         top_p: float32 `[R]`.
+        greedy: whether a temperature may be 0.
 
     Returns:
         int64 `[R,L]`.
     """
-    positive = temperature[:, None] > 0
     # Colder than this overflows, and is greedy but for ties.
-    divisor = temperature.where(temperature > 0, 1).clamp(min=1e-5)
-    scaled = logits / divisor[:, None, None]
+    scaled = logits / temperature.clamp(min=1e-5)[:, None, None]
     if top_k is not None:
         scaled = _keep(scaled, top_k, top_p)
     # In float64 thousands of sums lose nothing next to the 24 bits of the uniform.
-    sums = scaled.double().softmax(-1).cumsum(-1)
+    sums = scaled.softmax(-1, dtype=torch.float64).cumsum(-1)
     target = uniform.double()[..., None] * sums[..., -1:]
     drawn = torch.searchsorted(sums, target, right=True)[..., 0].clamp_(max=logits.shape[-1] - 1)
-    return drawn.where(positive, logits.argmax(-1))
+    return drawn.where(temperature[:, None] > 0, logits.argmax(-1)) if greedy else drawn
 
 
 def _keep(logits: Tensor, top_k: Tensor, top_p: Tensor) -> Tensor:

@@ -27,7 +27,7 @@ class OurPar:
         self.stream = par.graphs and par.graphs.stream
         state = self._start()
         for step in range(par.config.group + 2):
-            par.step(state, step, SAMPLING.filtered)
+            par.step(state, step)
 
     def _start(self) -> ParState:
         numbers = range(self.calls, self.calls + self.par.slots)
@@ -39,7 +39,7 @@ class OurPar:
         steps, state = self.par.config.num_steps, self._start()
         laps = Laps(self.device, self.stream)
         for step in range(steps):
-            self.par.step(state, step, SAMPLING.filtered)
+            self.par.step(state, step)
             laps.mark()
             yield from laps.rest((step + 1) / steps)
         self.par.codes(state)
