@@ -126,7 +126,7 @@ def test_mistakes_by_their_path(tmp_path: Path, text: str, message: str) -> None
         ("data[0]={source='folder', path='x', mirror=3}", r"^data\[0\]\.mirror: "),
         ("data[0].share=-1", r"^data\[0\]\.share: above 0"),
         ("optim.ema=1.0", r"^optim\.ema: at least 0 and below 1"),
-        ("seed=-1", "^seed: at least 0"),
+        ("seed=-1", "^seed: expected 0 "),
         ("save_every=0", "^save_every: at least 1"),
         ("workers=-1", "^workers: at least 0"),
         ("checkpointing=yes", "^checkpointing: bool is needed, got str 'yes'"),
