@@ -177,11 +177,12 @@ void bind_next_scale(py::module_ &module) {
       "next_scale",
       [](Address logits, Address uncond, Address accumulator, Address noise, Address seeds,
          Address frames, Address guidances, Address temperatures, Address bits, Address sum,
-         Address inputs, int64_t rows, int64_t num_bits, int64_t scale, int64_t frame,
-         float guidance, float temperature, float code, int64_t height, int64_t width,
-         int64_t full_height, int64_t full_width, int64_t next_height, int64_t next_width,
-         int64_t logits_stride_row, int64_t logits_stride_token, int64_t uncond_stride_row,
-         int64_t uncond_stride_token, int dtype) {
+         Address inputs, Address failed, int64_t rows, int64_t num_bits, int64_t scale,
+         int64_t frame, float guidance, float temperature, float code, int64_t height,
+         int64_t width, int64_t full_height, int64_t full_width, int64_t next_height,
+         int64_t next_width, int64_t logits_stride_row, int64_t logits_stride_token,
+         int64_t uncond_stride_row, int64_t uncond_stride_token, int64_t bits_stride_row,
+         int dtype) {
         next_scale({pointer<const void>(logits),
                     pointer<const void>(uncond),
                     pointer<const float>(accumulator),
@@ -193,6 +194,7 @@ void bind_next_scale(py::module_ &module) {
                     pointer<uint8_t>(bits),
                     pointer<float>(sum),
                     pointer<float>(inputs),
+                    pointer<uint8_t>(failed),
                     rows,
                     num_bits,
                     scale,
@@ -207,16 +209,17 @@ void bind_next_scale(py::module_ &module) {
                     logits_stride_token,
                     uncond_stride_row,
                     uncond_stride_token,
+                    bits_stride_row,
                     DType{dtype}});
       },
       py::arg("logits"), py::arg("uncond"), py::arg("accumulator"), py::arg("noise"),
       py::arg("seeds"), py::arg("frames"), py::arg("guidances"), py::arg("temperatures"),
-      py::arg("bits"), py::arg("sum"), py::arg("inputs"), py::arg("rows"), py::arg("num_bits"),
-      py::arg("scale"), py::arg("frame"), py::arg("guidance"), py::arg("temperature"),
-      py::arg("code"), py::arg("height"), py::arg("width"), py::arg("full_height"),
-      py::arg("full_width"), py::arg("next_height"), py::arg("next_width"),
+      py::arg("bits"), py::arg("sum"), py::arg("inputs"), py::arg("failed"), py::arg("rows"),
+      py::arg("num_bits"), py::arg("scale"), py::arg("frame"), py::arg("guidance"),
+      py::arg("temperature"), py::arg("code"), py::arg("height"), py::arg("width"),
+      py::arg("full_height"), py::arg("full_width"), py::arg("next_height"), py::arg("next_width"),
       py::arg("logits_stride_row"), py::arg("logits_stride_token"), py::arg("uncond_stride_row"),
-      py::arg("uncond_stride_token"), py::arg("dtype"), Unlocked());
+      py::arg("uncond_stride_token"), py::arg("bits_stride_row"), py::arg("dtype"), Unlocked());
 }
 
 void bind_pack_bits(py::module_ &module) {

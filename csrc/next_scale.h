@@ -18,9 +18,10 @@ struct NextScale {
   const int64_t *frames;     // [R], or null: `frame` for all
   const float *guidances;    // [R], or null: `guidance` for all
   const float *temperatures; // [R], or null: `temperature` for all
-  uint8_t *bits;             // [R, n, d]
+  uint8_t *bits;             // [R, n, d], rows at any distance
   float *sum;                // [R, d, full]; may be `accumulator`
   float *inputs;             // [R, next.cells(), d]
+  uint8_t *failed;           // [R], set to 1 where a logit is not finite, else left; or null
   int64_t rows;
   int64_t num_bits;
   int64_t scale;
@@ -35,6 +36,7 @@ struct NextScale {
   int64_t logits_stride_token;
   int64_t uncond_stride_row;
   int64_t uncond_stride_token;
+  int64_t bits_stride_row;
   DType dtype;
 };
 

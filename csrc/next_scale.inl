@@ -42,11 +42,17 @@ VIDEOAR_INLINE Floats precise_sigmoid(Floats x) {
   return load(values);
 }
 
-// logit_1 - logit_0 of `count` neighbouring bits.
-template <typename T> VIDEOAR_INLINE Floats bit_delta(const T *pairs, int64_t count) {
-  float delta[kLanes] = {};
-  for (int64_t i = 0; i < count; ++i)
-    delta[i] = to_float(pairs[2 * i + 1]) - to_float(pairs[2 * i]);
+// logit_1 - logit_0 of `count` neighbouring bits; makes a lane of `poison` NaN where one of them is
+// not finite.
+template <typename T>
+VIDEOAR_INLINE Floats bit_delta(const T *pairs, int64_t count, Floats &poison) {
+  float delta[kLanes] = {}, zeros[kLanes] = {};
+  for (int64_t i = 0; i < count; ++i) {
+    const float zero = to_float(pairs[2 * i]), one = to_float(pairs[2 * i + 1]);
+    delta[i] = one - zero;
+    zeros[i] = 0.0f * zero + 0.0f * one;
+  }
+  poison = poison + load(zeros);
   return load(delta);
 }
 
@@ -62,11 +68,12 @@ template <typename T> struct SamplingRow {
 
 template <typename T>
 VIDEOAR_INLINE Words sample_bits(const NextScale &call, const SamplingRow<T> &row, int64_t token,
-                                 int64_t first_bit, int64_t count) {
-  Floats delta = bit_delta(row.logits + token * call.logits_stride_token + 2 * first_bit, count);
+                                 int64_t first_bit, int64_t count, Floats &poison) {
+  Floats delta =
+      bit_delta(row.logits + token * call.logits_stride_token + 2 * first_bit, count, poison);
   if (row.uncond) {
     const Floats base =
-        bit_delta(row.uncond + token * call.uncond_stride_token + 2 * first_bit, count);
+        bit_delta(row.uncond + token * call.uncond_stride_token + 2 * first_bit, count, poison);
     delta = base + row.guidance * (delta - base);
   }
   if (row.temperature == 0)
@@ -76,16 +83,23 @@ VIDEOAR_INLINE Words sample_bits(const NextScale &call, const SamplingRow<T> &ro
   return ones_where_greater(precise_sigmoid(delta / row.temperature), uniforms);
 }
 
-// Bits of all tokens, and their codes as a block [token][kLanes].
+// Bits of all tokens, and their codes as a block [token][kLanes]; whether all logits were finite.
 template <typename T>
-void sample_block(const NextScale &call, const SamplingRow<T> &row, int64_t first_bit,
+bool sample_block(const NextScale &call, const SamplingRow<T> &row, int64_t first_bit,
                   int64_t count, uint8_t *bits, float *codes) {
+  Floats poison{};
   for (int64_t token = 0; token < call.grid.cells(); ++token) {
-    const Words bit = count == kLanes ? sample_bits<T>(call, row, token, first_bit, kLanes)
-                                      : sample_bits<T>(call, row, token, first_bit, count);
+    const Words bit = count == kLanes ? sample_bits<T>(call, row, token, first_bit, kLanes, poison)
+                                      : sample_bits<T>(call, row, token, first_bit, count, poison);
     store_bits(bits + token * call.num_bits, bit, count);
     store(codes + token * kLanes, code_of(bit, call.code));
   }
+  float lanes[kLanes];
+  store(lanes, poison);
+  bool finite = true;
+  for (int i = 0; i < kLanes; ++i)
+    finite = finite && lanes[i] == 0;
+  return finite;
 }
 
 // sum += up(codes), with `sum` a block [cell][kLanes].
@@ -130,7 +144,11 @@ void next_scale_item(const NextScale &call, const NextScaleBands &bands, int64_t
                                 call.guidances ? call.guidances[row] : call.guidance,
                                 call.temperatures ? call.temperatures[row] : call.temperature};
   float *codes = scratch, *sum = codes + tokens * kLanes, *line = sum + cells * kLanes;
-  sample_block(call, sampling, first_bit, count, call.bits + row * tokens * d + first_bit, codes);
+  uint8_t *bits = call.bits + row * call.bits_stride_row + first_bit;
+  if (!sample_block(call, sampling, first_bit, count, bits, codes) && call.failed) {
+#pragma omp atomic write
+    call.failed[row] = 1;
+  }
   const int64_t maps = (row * d + first_bit) * cells;
   load_cells(call.accumulator + maps, count, cells, cells, sum);
   add_codes(call, bands, codes, line, sum);

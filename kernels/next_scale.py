@@ -57,6 +57,7 @@ def next_scale(
     frames: int | Tensor = 0,
     noise: Tensor | None = None,
     out: NextScale | None = None,
+    failed: Tensor | None = None,
 ) -> NextScale:
     """Sample the bits of one scale and prepare the next (arXiv 2601.05966, Eq. 2, 5 and 6).
 
@@ -73,7 +74,10 @@ def next_scale(
         seeds: int64 `[R]`, keys of the random numbers; see `philox_uniform`.
         frames: latent frame index, one for all rows or `[R]`.
         noise: float32 `[R,n,d]` uniforms to use instead of those of `seeds`.
-        out: where to write the results, contiguous; `out.accumulator` may be `accumulator`.
+        out: where to write the results, contiguous, the rows of `out.bits` at any distance;
+            `out.accumulator` may be `accumulator`.
+        failed: bool `[R]`, contiguous; becomes True where a logit of the row, conditional or not,
+            is NaN or infinite, and stays as it is elsewhere.
 
     Returns:
         New tensors, or those of `out`.
@@ -88,9 +92,12 @@ def next_scale(
         frames = check_frames(frames, seeds)
     if out is not None:
         _check_out(out, accumulator, sizes, scale)
+    if failed is not None:
+        _check_failed(failed, accumulator)
     per_row = {"guidance": guidance, "temperature": temperature}
     tensors = {name: value for name, value in per_row.items() if isinstance(value, Tensor)}
     tensors |= {"logits_uncond": logits_uncond, "seeds": seeds, "noise": noise}
+    tensors["failed"] = failed
     check_devices(logits=logits, accumulator=accumulator, **tensors)
     implementation = select("next_scale", logits, _NEXT_SCALE, accumulator=accumulator, **tensors)
     return implementation(
@@ -105,6 +112,7 @@ def next_scale(
         frames=frames,
         noise=noise,
         out=out,
+        failed=failed,
     )
 
 
@@ -130,8 +138,13 @@ def next_scale_ref(
     frames: int | Tensor = 0,
     noise: Tensor | None = None,
     out: NextScale | None = None,
+    failed: Tensor | None = None,
 ) -> NextScale:
     """Plain PyTorch twin of `next_scale`."""
+    if failed is not None:
+        for part in (logits, logits_uncond):
+            if part is not None:
+                failed.logical_or_(~torch.isfinite(part).flatten(1).all(1))
     delta = _bit_delta(logits)
     if logits_uncond is not None:
         uncond = _bit_delta(logits_uncond)
@@ -220,13 +233,28 @@ def _check_out(out: NextScale, accumulator: Tensor, sizes: Sizes, scale: int) ->
         "inputs": (torch.float32, (rows, height * width, num_bits)),
     }
     for (name, (dtype, shape)), tensor in zip(expected.items(), out, strict=True):
-        fits = tensor.dtype == dtype and tuple(tensor.shape) == shape and tensor.is_contiguous()
+        fits = tensor.dtype == dtype and tuple(tensor.shape) == shape
+        fits = fits and (tensor.is_contiguous() or (name == "bits" and _rows_apart(tensor)))
         if not fits or tensor.device != accumulator.device:
             raise ValueError(
                 f"out.{name}: expected contiguous {dtype} {list(shape)} on {accumulator.device}, "
                 f"got {tensor.dtype} {list(tensor.shape)}, strides {list(tensor.stride())}, "
                 f"on {tensor.device}"
             )
+
+
+def _rows_apart(x: Tensor) -> bool:
+    """Whether every row of `x` is contiguous and none reaches into the next."""
+    return x[:1].is_contiguous() and x.stride(0) >= x[:1].numel()
+
+
+def _check_failed(failed: Tensor, accumulator: Tensor) -> None:
+    fits = failed.dtype == torch.bool and failed.shape == accumulator.shape[:1]
+    if not fits or not failed.is_contiguous():
+        raise ValueError(
+            f"failed: expected contiguous torch.bool [{len(accumulator)}], "
+            f"got {failed.dtype} {list(failed.shape)}, strides {list(failed.stride())}"
+        )
 
 
 def _known_numbers(name: str, value: float | Tensor, rows: int) -> list[float]:

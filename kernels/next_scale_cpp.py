@@ -19,6 +19,7 @@ def next_scale_cpp(
     frames: int | Tensor,
     noise: Tensor | None,
     out: tuple[Tensor, Tensor, Tensor] | None,
+    failed: Tensor | None,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """As `next_scale`, for checked arguments: bits, accumulator and inputs."""
     rows, num_bits = accumulator.shape[:2]
@@ -53,6 +54,7 @@ def next_scale_cpp(
         address(bits),
         address(total),
         address(inputs),
+        address(failed),
         rows,
         num_bits,
         scale,
@@ -67,6 +69,7 @@ def next_scale_cpp(
         logits.stride(1),
         uncond.stride(0),
         uncond.stride(1),
+        bits.stride(0),
         DTYPE_CODES[logits.dtype],
     )
     return bits, total, inputs

@@ -20,12 +20,19 @@ from videoar.kernels.variant import Variant
 
 
 @jit
-def _bit_delta(logits_ptr, offs_n, offs_d, mask):
-    """logit_1 - logit_0 [N, D] of tokens at offsets offs_n and bits offs_d, in float32."""
+def _bit_delta(logits_ptr, failed_ptr, offs_n, offs_d, mask):
+    """logit_1 - logit_0 [N, D] of tokens at offsets offs_n and bits offs_d, in float32.
+
+    Writes 1 to failed_ptr where a logit is not finite; nothing is written where all are.
+    """
     pair = tl.arange(0, 2)[None, None, :]
     offs = offs_n[:, None, None] + 2 * offs_d[None, :, None] + pair
     logits = tl.load(logits_ptr + offs, mask=mask[:, :, None], other=0.0)
     zero, one = tl.split(logits.to(tl.float32))
+    if failed_ptr is not None:
+        infinity = float("inf")
+        finite = (tl.abs(zero) < infinity) & (tl.abs(one) < infinity)
+        tl.store(failed_ptr + tl.zeros(zero.shape, tl.int32), 1, mask=mask & ~finite)
     return one - zero
 
 
@@ -50,6 +57,7 @@ def next_scale_kernel(
     bits_ptr,
     out_ptr,
     inputs_ptr,
+    failed_ptr,
     frame_value,
     guidance_value,
     temperature_value,
@@ -66,6 +74,7 @@ def next_scale_kernel(
     stride_ln,
     stride_ur,
     stride_un,
+    stride_br,
     SAMPLED: tl.constexpr,
     BLOCK_N: tl.constexpr,
     BLOCK_D: tl.constexpr,
@@ -84,14 +93,20 @@ def next_scale_kernel(
 
     guidance = _of_row(guidance_ptr, guidance_value, row)
     temperature = _of_row(temperature_ptr, temperature_value, row)
-    bits_ptrs = bits_ptr + row * num_tokens * num_bits + offs_d
+    if failed_ptr is not None:
+        failed_ptr += row
+    bits_ptrs = bits_ptr + row * stride_br + offs_d
     for start in range(0, num_tokens, BLOCK_N):
         offs_n = start + tl.arange(0, BLOCK_N)
         mask = (offs_n < num_tokens)[:, None] & mask_d[None, :]
         wide_n = offs_n.to(tl.int64)
-        delta = _bit_delta(logits_ptr + row * stride_lr, wide_n * stride_ln, offs_d, mask)
+        delta = _bit_delta(
+            logits_ptr + row * stride_lr, failed_ptr, wide_n * stride_ln, offs_d, mask
+        )
         if uncond_ptr is not None:
-            base = _bit_delta(uncond_ptr + row * stride_ur, wide_n * stride_un, offs_d, mask)
+            base = _bit_delta(
+                uncond_ptr + row * stride_ur, failed_ptr, wide_n * stride_un, offs_d, mask
+            )
             delta = base + guidance * (delta - base)
         bit = delta > 0
         if SAMPLED:
@@ -161,6 +176,7 @@ def next_scale_triton(
     frames: int | Tensor,
     noise: Tensor | None,
     out: tuple[Tensor, Tensor, Tensor] | None,
+    failed: Tensor | None,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Launch `next_scale_kernel`; arguments and results as `next_scale`."""
     rows, num_bits = accumulator.shape[:2]
@@ -208,6 +224,7 @@ def next_scale_triton(
         bits.view(torch.uint8),
         total,
         inputs,
+        None if failed is None else failed.view(torch.uint8),
         0 if isinstance(frames, Tensor) else frames,
         float(guidance_value),
         float(temperature_value),
@@ -219,6 +236,7 @@ def next_scale_triton(
         *following,
         *logits.stride()[:2],
         *((0, 0) if uncond is None else uncond.stride()[:2]),
+        bits.stride(0),
         SAMPLED=not greedy,
         BLOCK_N=block_n,
         BLOCK_D=block_d,
@@ -239,7 +257,7 @@ def aot_variants() -> list[Variant]:
         **dict.fromkeys(("accumulator_ptr", "out_ptr", "inputs_ptr"), "*fp32"),
         **dict.fromkeys(("guidance_ptr", "temperature_ptr"), "*fp32"),
         **dict.fromkeys(("seeds_ptr", "frames_ptr"), "*i64"),
-        "bits_ptr": "*u8",
+        **dict.fromkeys(("bits_ptr", "failed_ptr"), "*u8"),
     }
     block_n, block_d, num_warps = next_scale_tiles(64)
     return [
@@ -250,7 +268,7 @@ def aot_variants() -> list[Variant]:
                 **pointers,
                 **floats,
                 **integers,
-                **dict.fromkeys(("stride_ur", "stride_un", "frame_value"), "i32"),
+                **dict.fromkeys(("stride_ur", "stride_un", "stride_br", "frame_value"), "i32"),
             },
             constexprs={
                 "noise_ptr": None,

@@ -263,7 +263,6 @@ def check_frames(frames: int | Tensor, seeds: Tensor) -> int | Tensor:
             f"frames: expected int32 or int64 {list(seeds.shape)} on {seeds.device}, "
             f"got {frames.dtype} {list(frames.shape)} on {frames.device}"
         )
-    known, frames = values_known(frames), frames.long()
-    if known and bool(((frames < 0) | (frames > _MASK)).any()):
+    if values_known(frames) and not all(0 <= frame <= _MASK for frame in frames.tolist()):
         raise ValueError(f"frames: expected 0 .. 2**32 - 1, got {frames.tolist()}")
-    return frames.to(seeds.device)
+    return frames.to(seeds.device, torch.int64)

@@ -90,11 +90,11 @@ class FastDecoder:
         self.memory = memory_of(self._layers, dtype)
         needed = self.memory.weights + self.memory.workspace
         check_fits("the tokenizer's decoder", needed, self.device)
-        self._steps = [_Step(layer, dtype, self.device) for layer in self._layers]
         self._buffers = {
             name: torch.empty(elements, dtype=dtype, device=self.device)
             for name, elements in buffer_sizes(self._layers).items()
         }
+        self._steps = [_Step(layer, self._buffers) for layer in self._layers]
         frames, rows, columns, channels = self._layers[-1].result(first=False)
         patch = self.config.patch_size
         shape = (frames, rows * patch, columns * patch, channels // patch**2)
@@ -156,7 +156,7 @@ class FastDecoder:
         first = not state.started
         maps = {LATENT: latent_frame.permute(1, 2, 0)[None]}
         for step, carried in zip(self._steps, state.carried, strict=True):
-            maps[step.layer.target] = step.run(maps, self._buffers, carried, first)
+            maps[step.target] = step.run(maps, carried, first)
         state.started = True
         return self._to_pixels(maps[HIDDEN])
 
@@ -171,14 +171,51 @@ class FastDecoder:
         return pixels
 
 
-class _Step:
-    """A layer with its weights."""
+class _Form:
+    """What a layer reads and writes in the first step of a stream or in later ones.
 
-    def __init__(self, layer: Layer, dtype: torch.dtype, device: torch.device) -> None:
-        self.layer = layer
+    The views are made once: a step makes hundreds, in a Python whose own data the maps, streaming
+    through the caches, have pushed out.
+
+    Attributes:
+        conv: with the weights of the form.
+        target: `[T,H,W,C]`, the map that stands in the target afterwards.
+        inputs: what the convolution reads where that is put together; None: the source itself.
+        new: the part of `inputs` behind the carried frames.
+        past: the part in front; None: the form reads no carried frames.
+        last: the part of `inputs` that the next step reads again.
+        phases: where the result of a folded upsample stands before it is interleaved, else None.
+        time: phases in time.
+    """
+
+    def __init__(
+        self, layer: Layer, first: bool, conv: PackedConv, buffers: dict[str, Tensor]
+    ) -> None:
+        shape, past = layer.shape(first), 0 if first else layer.past
+        self.conv = conv
+        self.target = _view(buffers[layer.target], layer.result(first))
+        self.inputs = self.new = self.past = self.last = self.phases = None
+        if layer.gathers:
+            self.inputs = _view(buffers[INPUT], shape.input)
+            self.new = self.inputs[past:]
+        if past:
+            self.past, self.last = self.inputs[:past], self.inputs[-past:]
+        if layer.upsamples[1] == 2:
+            self.phases = _view(buffers[HIDDEN], shape.output)
+        self.time = 1 if first else layer.upsamples[0]
+
+
+class _Step:
+    """A layer with its weights and views."""
+
+    def __init__(self, layer: Layer, buffers: dict[str, Tensor]) -> None:
+        self.source, self.target, self.adds = layer.source, layer.target, layer.adds
+        self.carries = layer.past > 0
+        buffer = buffers[layer.target]
+        dtype, device = buffer.dtype, buffer.device
         bias = layer.conv.conv.bias.detach()
         weights = _weights(layer)
-        self.convs = {
+        convs = {
             first: PackedConv(
                 layer.shape(first),
                 weights[first],
@@ -188,43 +225,39 @@ class _Step:
             )
             for first in forms(layer)
         }
+        self.forms = {
+            first: _Form(layer, first, convs[first and self.carries], buffers)
+            for first in (True, False)
+        }
+        self.norm = None
         if layer.norm is not None:
             norm = layer.norm.norm
             parameters = (norm.weight, norm.bias)
             self.affine = [t.detach().to(device, torch.float32, copy=True) for t in parameters]
             self.norm = {"groups": norm.num_groups, "eps": norm.eps}
 
-    def run(
-        self, maps: dict[str, Tensor], buffers: dict[str, Tensor], carried: Tensor, first: bool
-    ) -> Tensor:
+    def run(self, maps: dict[str, Tensor], carried: Tensor, first: bool) -> Tensor:
         """Make the target from the source; keep the frames that the next step reads again."""
-        layer = self.layer
-        x = maps[layer.source]
-        if layer.gathers:
-            x = self._gather(x, buffers[INPUT], carried, first)
-        conv = self.convs[first and layer.past > 0]
-        target = _view(buffers[layer.target], layer.result(first))
-        if layer.upsamples[1] == 1:
-            return conv(x, maps[layer.target] if layer.adds else target, layer.adds)
-        phases = conv(x, _view(buffers[HIDDEN], layer.shape(first).output), add=False)
-        return interleave(phases, 1 if first else layer.upsamples[0], target)
+        form, x = self.forms[first], maps[self.source]
+        if form.inputs is not None:
+            self._gather(x, form, carried)
+            x = form.inputs
+        if form.phases is None:
+            return form.conv(x, maps[self.target] if self.adds else form.target, self.adds)
+        return interleave(form.conv(x, form.phases, add=False), form.time, form.target)
 
-    def _gather(self, x_THWC: Tensor, buffer: Tensor, carried: Tensor, first: bool) -> Tensor:
+    def _gather(self, x_THWC: Tensor, form: _Form, carried: Tensor) -> None:
         """The carried frames and behind them the new ones, normalised where there is a norm."""
-        past = 0 if first else self.layer.past
-        inputs = _view(buffer, (past + len(x_THWC), *x_THWC.shape[1:]))
-        new = inputs[past:]
-        if self.layer.norm is None:
-            new.copy_(x_THWC)
+        if self.norm is None:
+            form.new.copy_(x_THWC)
         else:
-            group_norm_silu(x_THWC, *self.affine, **self.norm, out=new)
-        if past:
-            inputs[:past].copy_(carried)
-            carried.copy_(inputs[-past:])
-        elif self.layer.past:
+            group_norm_silu(x_THWC, *self.affine, **self.norm, out=form.new)
+        if form.past is not None:
+            form.past.copy_(carried)
+            carried.copy_(form.last)
+        elif self.carries:
             carried[:-1].zero_()
-            carried[-1:].copy_(new)
-        return inputs
+            carried[-1:].copy_(form.new)
 
 
 def _view(buffer: Tensor, shape: tuple[int, ...]) -> Tensor:

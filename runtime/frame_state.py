@@ -11,7 +11,7 @@ from torch import Tensor
 
 from videoar.runtime.cache import CacheLayout, StaticCache
 from videoar.runtime.config import TransformerConfig
-from videoar.runtime.positions import frame_cells
+from videoar.runtime.positions import frame_cells, frame_stride
 
 
 @dataclass(slots=True, kw_only=True)
@@ -31,7 +31,10 @@ class FrameState:
         bits: bool `[R,N,d]`, those of the last frame.
         failed: bool `[R]`, whether any logit was not finite; set by `decode_frame`, never cleared.
         cells: int64 `[N,3]`, positions of the tokens of frame 0 behind its text.
-        filled: int64 `[K]`, tokens of a frame up to and with each scale.
+        stride: int64 `[3]`, what every frame adds to them.
+        starts: int64 `[K,P]`, first cache row of each chunk, for the P = 2 F places that a frame
+            can have in a ring of F: filling it, and going round.
+        segments: int32 `[K,P,3,2]`, what each chunk sees there behind a text of length 0.
     """
 
     cache: StaticCache
@@ -46,7 +49,9 @@ class FrameState:
     bits: Tensor
     failed: Tensor
     cells: Tensor
-    filled: Tensor
+    stride: Tensor
+    starts: Tensor
+    segments: Tensor
 
     @classmethod
     def create(
@@ -65,7 +70,7 @@ class FrameState:
             CapacityError: it does not fit into the device's memory.
         """
         cache = StaticCache(config, layout, rows_per_slot * slots, dtype, device)
-        filled = torch.tensor([h * w for h, w in config.sizes]).cumsum(0)
+        starts, segments = _places(config, layout)
         buffers = {
             name: torch.zeros(shape, dtype=kind, device=device)
             for name, (shape, kind) in _shapes(config, slots, rows_per_slot).items()
@@ -73,16 +78,22 @@ class FrameState:
         return cls(
             cache=cache,
             cells=frame_cells(config).to(device),
-            filled=filled.to(device),
+            stride=torch.tensor(frame_stride(config), device=device),
+            starts=starts.to(device),
+            segments=segments.to(device),
             **buffers,
         )
 
     @staticmethod
-    def num_bytes(config: TransformerConfig, slots: int, rows_per_slot: int = 2) -> int:
+    def num_bytes(
+        config: TransformerConfig, layout: CacheLayout, slots: int, rows_per_slot: int = 2
+    ) -> int:
         """Bytes of all buffers but the cache."""
         shapes = _shapes(config, slots, rows_per_slot).values()
         buffers = sum(torch.Size(shape).numel() * kind.itemsize for shape, kind in shapes)
-        return buffers + 8 * (3 * config.tokens_per_frame + len(config.sizes))
+        # A place of a chunk: its start, and three segments of two int32.
+        places = 2 * layout.ring_frames * len(config.sizes)
+        return buffers + 8 * 3 * (config.tokens_per_frame + 1) + (8 + 24) * places
 
     @property
     def slots(self) -> int:
@@ -94,12 +105,12 @@ class FrameState:
 
     @property
     def num_scales(self) -> int:
-        return len(self.filled)
+        return len(self.starts)
 
     def view(self, first: int, count: int = 1) -> "FrameState":
         """The state of `count` slots from `first` on, in the same memory."""
         rows = self.rows_per_slot
-        own = {"cells": self.cells, "filled": self.filled}
+        own = {name: getattr(self, name) for name in ("cells", "stride", "starts", "segments")}
         own["cache"] = self.cache.rows(rows * first, rows * count)
         own["text_lengths"] = self.text_lengths[rows * first : rows * (first + count)]
         for field in fields(self):
@@ -114,6 +125,14 @@ class FrameState:
         own["cache"] = self.cache.rows(0, rows * self.slots, rows)
         own["text_lengths"] = self.text_lengths[::rows]
         return FrameState(**own)
+
+
+def _places(config: TransformerConfig, layout: CacheLayout) -> tuple[Tensor, Tensor]:
+    """`starts` and `segments` of a state."""
+    sizes = torch.tensor([h * w for h, w in config.sizes])
+    filled, frames = sizes.cumsum(0), torch.arange(2 * layout.ring_frames)
+    starts = layout.start(frames) + (filled - sizes)[:, None]
+    return starts, layout.segments(torch.zeros_like(frames), frames, filled)
 
 
 def _shapes(

@@ -124,7 +124,7 @@ class MemoryPlan:
         if settings.device == "cpu":
             passing += layers_bytes(transformer, settings.rows, dtype)
         rows = layout.num_bytes(transformer, ROWS_PER_SLOT * slots, dtype)
-        buffers = FrameState.num_bytes(transformer, slots, ROWS_PER_SLOT)
+        buffers = FrameState.num_bytes(transformer, layout, slots, ROWS_PER_SLOT)
         if settings.device != "cpu":
             buffers += _in_flight_bytes(settings)
         return cls(

@@ -11,11 +11,11 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from videoar.kernels.next_scale import next_scale, noise_of
+from videoar.kernels.grids import Sizes
+from videoar.kernels.next_scale import NextScale, next_scale, noise_of
 from videoar.runtime.cache import CacheLayout, StaticCache
 from videoar.runtime.frame_state import FrameState
 from videoar.runtime.guidance import GuidanceSchedule
-from videoar.runtime.positions import frame_stride
 from videoar.runtime.schedule import ChunkSchedule
 from videoar.runtime.transformer import (
     AttentionPlan,
@@ -118,7 +118,7 @@ class FramePlan:
 
     Attributes:
         positions: int64 `[rows,N,3]`.
-        starts: int64 `[rows]`, the first cache row of the frame.
+        starts: int64 `[K,rows]`, the first cache row of each chunk.
         segments: int32 `[K,rows,3,2]`.
         ends: tokens of the frame up to and with each scale.
     """
@@ -135,15 +135,17 @@ class FramePlan:
 
 def frame_plan(model: Transformer, state: FrameState) -> FramePlan:
     """The plan of the coming frame, computed on the device."""
-    layout, lengths = state.cache.layout, state.text_lengths
+    ring, lengths = state.cache.layout.ring_frames, state.text_lengths
     frames = state.frames.repeat_interleave(state.rows_per_slot)
-    stride = frame_stride(model.config)
-    origin = torch.stack([lengths + step * frames for step in stride], dim=-1)
+    place = torch.where(frames < ring, frames, frames % ring + ring)
+    segments = state.segments.index_select(1, place)
+    segments[:, :, 0, 1] = lengths
+    origin = torch.addcmul(lengths[:, None], frames[:, None], state.stride)
     sizes = [h * w for h, w in model.config.sizes]
     return FramePlan(
         positions=state.cells + origin[:, None],
-        starts=layout.start(frames),
-        segments=layout.segments(lengths, frames, state.filled),
+        starts=state.starts.index_select(1, place),
+        segments=segments,
         ends=tuple(sum(sizes[: k + 1]) for k in range(len(sizes))),
     )
 
@@ -165,8 +167,8 @@ def chunk_logits(
     Returns:
         `[rows,n,2d]`.
     """
-    inputs = inputs.repeat_interleave(state.rows_per_slot, dim=0)
-    scale_ids = torch.full(inputs.shape[1:2], k, device=inputs.device)
+    rows = inputs[:, None].expand(-1, state.rows_per_slot, -1, -1)
+    inputs = rows.to(model.embed_bits.weight.dtype).flatten(0, 1).contiguous()
     start = () if k else ((state.frames == 0).repeat_interleave(state.rows_per_slot),)
     # A CPU's plain linear layers sum in an order that depends on how many rows they are given.
     together = state.rows_per_slot if inputs.is_cpu else len(inputs)
@@ -174,11 +176,11 @@ def chunk_logits(
     attention = AttentionPlan(
         schedule=NO_CHUNKS,
         cache=state.cache,
-        start=plan.starts + tokens.start,
+        start=plan.starts[k],
         segments=plan.segments[k],
     )
     x = _in_parts(
-        lambda part, *begins: model.embed_video(part, scale_ids, *begins), together, inputs, *start
+        lambda part, *begins: model.embed_video(part, k, *begins), together, inputs, *start
     )
     hidden = (layers or model)(x, plan.positions[:, tokens], attention)
     return _in_parts(model.head, together, hidden)
@@ -209,34 +211,38 @@ def decode_frame(
         on_scale: called with the scale behind every step.
         given_bits: bool `[R,N,d]`: take these instead of sampling.
     """
-    plan, sizes = frame_plan(model, state), model.config.sizes
-    accumulator, inputs = torch.zeros_like(state.latents), state.inputs
+    plan, sizes, inputs = frame_plan(model, state), model.config.sizes, state.inputs
+    guidance = state.guidance.t().contiguous()
+    state.latents.zero_()
     for k in range(len(sizes)):
         logits = chunk_logits(model, state, plan, inputs, k, layers)
-        finite = torch.isfinite(logits).flatten(1).all(1).view(state.slots, -1).all(1)
-        state.failed.logical_or_(~finite)
+        inputs = state.inputs if k == len(sizes) - 1 else _inputs_of(k + 1, state, sizes)
         noise = None
         if given_bits is not None:
             noise = noise_of(given_bits[:, plan.scale(k)])
         pairs = logits.unflatten(0, (state.slots, -1))
         guided = pairs.shape[1] == 2
-        step = next_scale(
+        next_scale(
             pairs[:, 0],
-            accumulator,
+            state.latents,
             sizes,
             k,
             logits_uncond=pairs[:, 1] if guided else None,
-            guidance=state.guidance[:, k] if guided else 1.0,
+            guidance=guidance[k] if guided else 1.0,
             temperature=1.0 if given_bits is not None else state.temperature,
             seeds=state.seeds,
             frames=state.draws,
             noise=noise,
+            out=NextScale(state.bits[:, plan.scale(k)], state.latents, inputs),
+            failed=state.failed,
         )
-        state.bits[:, plan.scale(k)] = step.bits
-        accumulator, inputs = step.accumulator, step.inputs
         if on_scale is not None:
             on_scale(k)
-    state.latents.copy_(accumulator)
-    state.inputs.copy_(inputs)
     state.frames.add_(1)
     state.draws.add_(1)
+
+
+def _inputs_of(k: int, state: FrameState, sizes: Sizes) -> Tensor:
+    """Memory for the inputs of scale `k`."""
+    height, width = sizes[k]
+    return state.inputs.new_empty(state.slots, height * width, state.inputs.shape[2])

@@ -213,13 +213,13 @@ class Transformer(nn.Module):
         return self.norm(x_BLC, residual)[0]
 
     def embed_video(
-        self, inputs_BLd: Tensor, scale_ids: Tensor, start: Tensor | None = None
+        self, inputs_BLd: Tensor, scale_ids: Tensor | int, start: Tensor | None = None
     ) -> Tensor:
         """Next-scale inputs to tokens: linear layer plus scale embedding (Eq. 7).
 
         Args:
             inputs_BLd: accumulated features; those of the very first scale do not count.
-            scale_ids: int64 `[L]`.
+            scale_ids: int64 `[L]`, or the scale of all of them.
             start: bool `[B]`, whose first tokens are scale 1 of frame 1, which take `<SOS>`
                 instead; None: nobody's.
         """
@@ -227,7 +227,9 @@ class Transformer(nn.Module):
         if start is not None:
             count = self.config.sizes[0][0] * self.config.sizes[0][1]
             first = torch.where(start[:, None, None], self.sos.to(x.dtype), x[:, :count])
-            x = torch.cat([first, x[:, count:]], dim=1)
+            x = first if count == x.shape[1] else torch.cat([first, x[:, count:]], dim=1)
+        if isinstance(scale_ids, int):
+            return x + self.embed_scale.weight[scale_ids].to(x.dtype)
         return x + self.embed_scale(scale_ids).to(x.dtype)
 
     def text_hidden(self, tokens: Tensor) -> Tensor:

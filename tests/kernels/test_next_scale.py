@@ -346,6 +346,64 @@ def test_writes_into_given_tensors(scale, in_place, device):
     assert in_place or torch.equal(accumulator, before)
 
 
+def test_rows_of_bits_may_lie_apart(device):
+    logits, _, accumulator, noise = (x.to(device) for x in random_case(2))
+    expected = next_scale(logits, accumulator, SIZES, 2, noise=noise)
+    tokens = logits.shape[1]
+    whole = torch.ones(3, tokens + 7, 5, dtype=torch.bool, device=device)
+    out = NextScale(whole[:, 4 : 4 + tokens], accumulator, torch.empty_like(expected.inputs))
+    got = next_scale(logits, accumulator, SIZES, 2, noise=noise, out=out)
+    assert all(torch.equal(a, b) for a, b in zip(got, expected, strict=True))
+    assert whole[:, :4].all()
+    assert whole[:, 4 + tokens :].all()
+
+
+def test_refuses_rows_of_bits_that_overlap():
+    logits, _, accumulator, noise = random_case(1)
+    out = next_scale(logits, accumulator, SIZES, 1, noise=noise)
+    out = out._replace(bits=out.bits[:1].expand(3, -1, -1))
+    with pytest.raises(ValueError, match=r"^out\.bits: expected contiguous"):
+        next_scale(logits, accumulator, SIZES, 1, noise=noise, out=out)
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
+@pytest.mark.parametrize("part", ["conditional", "unconditional"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16])
+def test_marks_rows_whose_logits_are_not_finite(value, part, dtype, device):
+    logits, uncond, accumulator, noise = random_case(3, rows=4)
+    wrong = {"conditional": logits, "unconditional": uncond}[part]
+    # One behind the other of a pair, so that none hides in a difference or in another lane.
+    wrong[1, 5, 9] = value
+    wrong[2, 0, 0:2] = value
+    failed = torch.tensor([False, False, False, True]).to(device)
+    logits, uncond = (x.to(device, dtype) for x in (logits, uncond))
+    accumulator, noise = accumulator.to(device), noise.to(device)
+    options = {"logits_uncond": uncond, "guidance": 3.0, "noise": noise}
+    got = next_scale(logits, accumulator, SIZES, 3, **options, failed=failed)
+    assert failed.tolist() == [False, True, True, True]
+    expected = next_scale(logits, accumulator, SIZES, 3, **options)
+    assert all(torch.equal(a, b) for a, b in zip(got, expected, strict=True))
+
+
+def test_large_logits_are_finite(device):
+    """Their difference is not, in float32; the row is none that failed."""
+    logits, _, accumulator, noise = (x.to(device) for x in random_case(1))
+    logits[0, 0, :2] = torch.tensor([-3e38, 3e38])
+    failed = torch.zeros(3, dtype=torch.bool, device=device)
+    next_scale(logits, accumulator, SIZES, 1, noise=noise, failed=failed)
+    assert not failed.any()
+
+
+@pytest.mark.parametrize(
+    "failed",
+    [torch.zeros(2).bool(), torch.zeros(3), torch.zeros(6).bool()[::2], torch.zeros(3, 1).bool()],
+)
+def test_refuses_failed_that_does_not_fit(failed):
+    logits, _, accumulator, noise = random_case(1)
+    with pytest.raises(ValueError, match=r"^failed: expected contiguous torch.bool \[3\], got"):
+        next_scale(logits, accumulator, SIZES, 1, noise=noise, failed=failed)
+
+
 def test_reference_writes_into_given_tensors():
     logits, _, accumulator, noise = random_case(1)
     expected = next_scale_ref(logits, accumulator, SIZES, 1, noise=noise)

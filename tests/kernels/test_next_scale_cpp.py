@@ -148,6 +148,7 @@ def test_extension_names_file_line_and_values(change, message):
     bits, total, inputs = torch.zeros(1, dtype=torch.bool), torch.zeros(1), torch.zeros(1)
     arguments = {
         **dict.fromkeys(("uncond", "noise", "seeds", "frames", "guidances", "temperatures"), 0),
+        **dict.fromkeys(("failed", "bits_stride_row"), 0),
         **dict.fromkeys(("height", "width", "full_height", "full_width", "next_height"), 1),
         **dict.fromkeys(("next_width", "rows", "num_bits"), 1),
         **dict.fromkeys(("scale", "frame", "guidance", "temperature", "dtype"), 0),

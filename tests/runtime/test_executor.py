@@ -197,21 +197,14 @@ def test_ring_equals_a_mask(model: VideoAR) -> None:
 
 def decode_masked(transformer, state, visible: int) -> None:
     """`decode_frame` on a full cache whose segments leave out what is older than `visible`."""
-    layout = type(state.cache.layout)
-    original = layout.segments
-
-    def segments(self, lengths, frames, filled):
-        found = original(self, lengths, frames, filled)
-        skip = (frames - visible).clamp(min=0) * self.tokens_per_frame
-        found[:, :, 1, 0] += skip
-        found[:, :, 1, 1] -= skip
-        return found
-
-    layout.segments = segments
-    try:
-        decode_frame(transformer, state)
-    finally:
-        layout.segments = original
+    segments, layout = state.segments, state.cache.layout
+    frames = torch.arange(2 * layout.ring_frames)
+    assert state.frames.max() < layout.ring_frames
+    state.segments = segments.clone()
+    skip = (frames - visible).clamp(min=0) * layout.tokens_per_frame
+    state.segments[:, :, 1] += torch.stack([skip, -skip], dim=-1).int()
+    decode_frame(transformer, state)
+    state.segments = segments
 
 
 def test_a_failed_slot_leaves_the_others_alone(model: VideoAR) -> None:

@@ -213,6 +213,28 @@ def test_ring_segments_name_the_visible_rows() -> None:
     assert layout.capacity == 34
 
 
+@pytest.mark.parametrize("window", [0, 1, 2])
+def test_plan_of_a_frame_follows_the_ring(window: int) -> None:
+    model = build()
+    state = prepare(model, [[0, 1], [0, 2, 3]], [0], [5, 6], window=window)
+    layout = state.cache.layout
+    filled = torch.tensor([h * w for h, w in SMALL.sizes]).cumsum(0)
+    for frame in range(3 * (window + 1) + 1):
+        state.frames.copy_(torch.tensor([frame, frame + 5]))
+        plan, frames = frame_plan(model, state), state.frames.repeat_interleave(2)
+        assert torch.equal(plan.segments, layout.segments(state.text_lengths, frames, filled))
+        for k in range(len(SMALL.sizes)):
+            assert torch.equal(plan.starts[k], layout.start(frames) + plan.scale(k).start)
+        places = video_positions(SMALL, frame + 6).unflatten(0, (-1, SMALL.tokens_per_frame))
+        assert torch.equal(plan.positions, places[frames] + state.text_lengths[:, None, None])
+
+
+def test_one_scale_for_all_tokens() -> None:
+    model, inputs = build(), torch.randn(2, 6, 6)
+    expected = model.embed_video(inputs, torch.full((6,), 2))
+    assert torch.equal(model.embed_video(inputs, 2), expected)
+
+
 def test_overfits_one_clip_to_zero_bit_error() -> None:
     torch.manual_seed(0)
     model = Transformer(SMALL)
