@@ -5,9 +5,11 @@ from dataclasses import replace
 import pytest
 import torch
 from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from videoar.kernels.bitwise_cross_entropy import bitwise_cross_entropy
 from videoar.kernels.bsq_quantize import bsq_quantize
+from videoar.runtime import sampling
 from videoar.runtime.cache import CacheLayout
 from videoar.runtime.config import TransformerConfig
 from videoar.runtime.guidance import GuidanceSchedule
@@ -227,6 +229,38 @@ def test_plan_of_a_frame_follows_the_ring(window: int) -> None:
             assert torch.equal(plan.starts[k], layout.start(frames) + plan.scale(k).start)
         places = video_positions(SMALL, frame + 6).unflatten(0, (-1, SMALL.tokens_per_frame))
         assert torch.equal(plan.positions, places[frames] + state.text_lengths[:, None, None])
+
+
+class _Launches(TorchDispatchMode):
+    """Counts the operations of torch that compute or copy; on a GPU each is a kernel or more."""
+
+    VIEWS = ("view", "_unsafe_view", "unsqueeze", "expand", "slice", "select", "t", "transpose")
+    FREE = (*VIEWS, "split", "detach", "alias", "empty", "new_empty")
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.count = 0
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        self.count += func.overloadpacket.__name__ not in self.FREE
+        return func(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize("slots", [1, 3])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_few_small_operations_stand_around_the_layers(
+    slots: int, dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """On a GPU each costs a launch in the graph, as long as a matrix product of few rows."""
+    model = build().to(dtype)
+    state = prepare(model, [[0]] * slots, [0], [0] * slots)
+    # It is one launch, and all rows are one call where kernels are.
+    monkeypatch.setattr(sampling, "next_scale", lambda *arguments, **options: None)
+    monkeypatch.setattr(sampling, "_in_parts", lambda function, rows, *parts: function(*parts))
+    with _Launches() as launches, torch.no_grad():
+        decode_frame.__wrapped__(model, state, layers=lambda x, *plan: x)
+    scales, frame = len(SMALL.sizes), 17
+    assert launches.count <= frame + 4 * scales
 
 
 def test_one_scale_for_all_tokens() -> None:
