@@ -2,7 +2,8 @@
 
 Run as `python -m videoar.benchmarks.aot`. Prints a table and, as the last line, the same rows as
 JSON. Fails if a kernel does not compile, spills registers, wants more shared memory than the target
-has, or lacks the matrix instruction it was written for.
+has, lacks the matrix instruction it was written for, or moves values one by one where whole vectors
+were meant.
 
 A module of `videoar.kernels` takes part by having `aot_variants() -> list[Variant]`.
 """
@@ -60,6 +61,7 @@ class Row:
         spill_bytes: stack of a thread (AMD: 4 bytes a spilled vector register).
         shared_bytes: of a program.
         tensor_core: the matrix instruction found, or "-".
+        vector_bytes: of the widest load from memory or of the widest store, whichever is less.
         problem: why the row fails the run, or "".
     """
 
@@ -69,6 +71,7 @@ class Row:
     spill_bytes: int | None = None
     shared_bytes: int | None = None
     tensor_core: str = "-"
+    vector_bytes: int | None = None
     problem: str = ""
 
 
@@ -152,6 +155,7 @@ def measure(variant: Variant, name: str) -> Row:
     # What Triton lays out is asked for at the launch, and is not in the binary.
     shared_bytes = max(shared_bytes, compiled.metadata.shared)
     found = next((i for i in TENSOR_CORE[target.backend] if i in text), "-")
+    vector_bytes = _vector_bytes(text, target.backend)
     problems = []
     if spill_bytes:
         problems.append(f"{spill_bytes} bytes spilled")
@@ -159,6 +163,8 @@ def measure(variant: Variant, name: str) -> Row:
         problems.append(f"shared memory: {shared_bytes} of {target.shared_bytes} bytes")
     if variant.expects_mma and found == "-":
         problems.append("no matrix instruction")
+    if target.backend == "cuda" and vector_bytes < variant.vector_bytes:
+        problems.append(f"accesses of {vector_bytes} bytes, meant {variant.vector_bytes}")
     return Row(
         kernel=variant.name,
         target=name,
@@ -166,6 +172,7 @@ def measure(variant: Variant, name: str) -> Row:
         spill_bytes=spill_bytes,
         shared_bytes=shared_bytes,
         tensor_core=found,
+        vector_bytes=vector_bytes,
         problem=", ".join(problems),
     )
 
@@ -188,6 +195,25 @@ def _amdgcn_usage(text: str) -> tuple[int, int, int]:
     return registers, 4 * spilled, _number(r"\.group_segment_fixed_size:\s*(\d+)", text)
 
 
+def _vector_bytes(text: str, backend: str) -> int:
+    """The least of the widest load and the widest store of global memory, of one thread."""
+    if backend == "cuda":
+        pattern = r"\b(ld|st)\.global(?:\.(?!v\d)[\w:]+)*?(?:\.v(\d))?\.[busf](\d+)\b"
+        widths = [
+            (kind, int(n or 1) * int(bits) // 8) for kind, n, bits in re.findall(pattern, text)
+        ]
+        copies = re.findall(r"cp\.async\.c[ag]\.shared\.global[^;]*?\], \[[^]]*\], (\w+)", text)
+        widths += [("ld", int(size, 0)) for size in copies]
+    else:
+        pattern = r"\b(?:global|buffer)_(load|store)_[us]?(byte|short|dword)(?:x(\d))?"
+        sizes = {"byte": 1, "short": 2, "dword": 4}
+        widths = [
+            ("ld" if kind == "load" else "st", sizes[name] * int(n or 1))
+            for kind, name, n in re.findall(pattern, text)
+        ]
+    return min(max((w for k, w in widths if k == kind), default=0) for kind in ("ld", "st"))
+
+
 def _number(pattern: str, text: str) -> int:
     match = re.search(pattern, text)
     assert match, f"no {pattern!r} in the compiler's report:\n{text[-2000:]}"
@@ -196,7 +222,11 @@ def _number(pattern: str, text: str) -> int:
 
 def _table_line(width: int, *cells: str | int | None) -> str:
     texts = ["-" if cell is None else str(cell) for cell in cells]
-    return (f"{{:<{width}}} {{:<7}}{{:>10}}{{:>7}}{{:>8}}  {{:<16}}{{}}").format(*texts).rstrip()
+    return (
+        (f"{{:<{width}}} {{:<7}}{{:>10}}{{:>7}}{{:>8}}  {{:<16}}{{:>7}}  {{}}")
+        .format(*texts)
+        .rstrip()
+    )
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -213,7 +243,7 @@ def main(arguments: list[str] | None = None) -> int:
         parser.error(f"--kernel {options.kernel!r}: no variant has such a name")
     print(f"triton {triton.__version__}")
     width = max(len(variant.name) for variant, _ in pairs)
-    heads = ("kernel", "target", "registers", "spill", "shared", "tensor core", "")
+    heads = ("kernel", "target", "registers", "spill", "shared", "tensor core", "vector", "")
     print(_table_line(width, *heads))
     rows = []
     for variant, target in pairs:

@@ -85,6 +85,7 @@ def _cached_variants(name: str, width: int, tiles: CachedTiles) -> list[Variant]
         num_warps=tiles.num_warps,
         num_stages=tiles.num_stages,
         expects_mma=True,
+        vector_bytes=16,
     )
     if tiles.splits == 1:
         return [split]
@@ -97,6 +98,7 @@ def _cached_variants(name: str, width: int, tiles: CachedTiles) -> list[Variant]
         | dict.fromkeys((*strides, "heads", "length", "rows"), "i32"),
         constexprs=constexprs | {"BLOCK_R": COMBINE_ROWS},
         divisible=(*pointers, *strides),
+        vector_bytes=16,
     )
     return [split, combine]
 
@@ -136,6 +138,7 @@ def _forward_variant(name: str, width: int, tiles: Tiles, targets: tuple[str, ..
         num_warps=tiles.num_warps,
         num_stages=tiles.num_stages,
         expects_mma=True,
+        vector_bytes=16,
         targets=targets,
     )
 
@@ -183,6 +186,7 @@ def _gradient_variant(
         num_warps=tiles.num_warps,
         num_stages=tiles.num_stages,
         expects_mma=True,
+        vector_bytes=16,
         targets=targets,
     )
 

@@ -286,6 +286,7 @@ def aot_variants() -> list[Variant]:
                 constexprs=constexprs | {"HAS_MASK": HAS_MASK, "stride_gm": 1},
                 divisible=(*divisible, "grad_ptr", "grad_x_ptr"),
                 num_warps=NUM_WARPS,
+                vector_bytes=16,
             ),
         ]
     return variants

@@ -310,6 +310,7 @@ def aot_variants() -> list[Variant]:
                 constexprs=tiles,
                 divisible=("x_ptr", "affine_ptr", "y_ptr", "pixels", *strides),
                 num_warps=NUM_WARPS,
+                vector_bytes=16,
             ),
         ]
     return variants

@@ -17,6 +17,47 @@ from videoar.kernels.variant import Variant
 
 
 @jit
+def _rows_gradient(
+    x_row,
+    grad_row,
+    dx_row,
+    w_ptr,
+    partial_ptr,
+    cos,
+    sin,
+    mask,
+    eps,
+    HAS_NORM: tl.constexpr,
+    PAIRS: tl.constexpr,
+    BLOCK_P: tl.constexpr,
+):
+    """dx of a block of rows of one head, and their sum of g n into `partial_ptr` [D]."""
+    offs_p = tl.arange(0, BLOCK_P)
+    mask_p = offs_p < PAIRS
+    grad_ptrs = grad_row[:, None] + offs_p[None, :]
+    first = tl.load(grad_ptrs, mask=mask, other=0.0).to(tl.float32)
+    second = tl.load(grad_ptrs + PAIRS, mask=mask, other=0.0).to(tl.float32)
+    first, second = first * cos + second * sin, second * cos - first * sin
+    if HAS_NORM:
+        x_ptrs = x_row[:, None] + offs_p[None, :]
+        n_first = tl.load(x_ptrs, mask=mask, other=0.0).to(tl.float32)
+        n_second = tl.load(x_ptrs + PAIRS, mask=mask, other=0.0).to(tl.float32)
+        squares = tl.sum(n_first * n_first, 1) + tl.sum(n_second * n_second, 1)
+        scale = tl.rsqrt(squares / (2 * PAIRS) + eps)[:, None]
+        n_first *= scale
+        n_second *= scale
+        tl.store(partial_ptr + offs_p, tl.sum(first * n_first, 0), mask=mask_p)
+        tl.store(partial_ptr + PAIRS + offs_p, tl.sum(second * n_second, 0), mask=mask_p)
+        first *= tl.load(w_ptr + offs_p, mask=mask_p, other=0.0).to(tl.float32)[None, :]
+        second *= tl.load(w_ptr + PAIRS + offs_p, mask=mask_p, other=0.0).to(tl.float32)[None, :]
+        mean = tl.sum(first * n_first, 1) + tl.sum(second * n_second, 1)
+        mean = (mean / (2 * PAIRS))[:, None]
+        first = (first - n_first * mean) * scale
+        second = (second - n_second * mean) * scale
+    store_pairs(dx_row, first, second, mask, PAIRS, BLOCK_P)
+
+
+@jit
 def backward_kernel(
     q_ptr,
     k_ptr,
@@ -65,10 +106,9 @@ def backward_kernel(
     """
     slot = tl.program_id(1)
     offs_t = tl.program_id(0).to(tl.int64) * BLOCK_T + tl.arange(0, BLOCK_T)
-    offs_p = tl.arange(0, BLOCK_P)
-    mask_t, mask_p = offs_t < tokens, offs_p < PAIRS
+    mask_t = offs_t < tokens
     batch, token = offs_t // length, offs_t % length
-    mask = mask_t[:, None] & mask_p[None, :]
+    mask = mask_t[:, None] & (tl.arange(0, BLOCK_P) < PAIRS)[None, :]
     cos, sin = cos_sin(
         position_ptr + batch * stride_pb + token * stride_pl,
         stride_pa,
@@ -79,40 +119,41 @@ def backward_kernel(
         PAIRS,
         BLOCK_P,
     )
+    block = slot.to(tl.int64) * tl.num_programs(0) + tl.program_id(0)
+    partial_ptr += block * (2 * PAIRS)
+    # Rows are read and written inside of the branches: what Triton 3.6 knows about an address ends
+    # where branches meet, and it moved values one by one.
     if slot < heads:
-        x_row = q_ptr + batch * stride_qb + slot * stride_qh + token * stride_ql
-        grad_row = grad_q_ptr + batch * stride_gqb + slot * stride_gqh + token * stride_gql
-        dx_row = dq_ptr + (offs_t * heads + slot) * (2 * PAIRS)
-        w_ptr = q_weight_ptr
+        _rows_gradient(
+            q_ptr + batch * stride_qb + slot * stride_qh + token * stride_ql,
+            grad_q_ptr + batch * stride_gqb + slot * stride_gqh + token * stride_gql,
+            dq_ptr + (offs_t * heads + slot) * (2 * PAIRS),
+            q_weight_ptr,
+            partial_ptr,
+            cos,
+            sin,
+            mask,
+            eps,
+            HAS_NORM,
+            PAIRS,
+            BLOCK_P,
+        )
     else:
         group = slot - heads
-        x_row = k_ptr + batch * stride_kb + group * stride_kg + token * stride_kl
-        grad_row = grad_k_ptr + batch * stride_gkb + group * stride_gkg + token * stride_gkl
-        dx_row = dk_ptr + (offs_t * groups + group) * (2 * PAIRS)
-        w_ptr = k_weight_ptr
-    grad_ptrs = grad_row[:, None] + offs_p[None, :]
-    first = tl.load(grad_ptrs, mask=mask, other=0.0).to(tl.float32)
-    second = tl.load(grad_ptrs + PAIRS, mask=mask, other=0.0).to(tl.float32)
-    first, second = first * cos + second * sin, second * cos - first * sin
-    if HAS_NORM:
-        x_ptrs = x_row[:, None] + offs_p[None, :]
-        n_first = tl.load(x_ptrs, mask=mask, other=0.0).to(tl.float32)
-        n_second = tl.load(x_ptrs + PAIRS, mask=mask, other=0.0).to(tl.float32)
-        squares = tl.sum(n_first * n_first, 1) + tl.sum(n_second * n_second, 1)
-        scale = tl.rsqrt(squares / (2 * PAIRS) + eps)[:, None]
-        n_first *= scale
-        n_second *= scale
-        block = slot.to(tl.int64) * tl.num_programs(0) + tl.program_id(0)
-        partial_ptrs = partial_ptr + block * (2 * PAIRS) + offs_p
-        tl.store(partial_ptrs, tl.sum(first * n_first, 0), mask=mask_p)
-        tl.store(partial_ptrs + PAIRS, tl.sum(second * n_second, 0), mask=mask_p)
-        first *= tl.load(w_ptr + offs_p, mask=mask_p, other=0.0).to(tl.float32)[None, :]
-        second *= tl.load(w_ptr + PAIRS + offs_p, mask=mask_p, other=0.0).to(tl.float32)[None, :]
-        mean = tl.sum(first * n_first, 1) + tl.sum(second * n_second, 1)
-        mean = (mean / (2 * PAIRS))[:, None]
-        first = (first - n_first * mean) * scale
-        second = (second - n_second * mean) * scale
-    store_pairs(dx_row, first, second, mask, PAIRS, BLOCK_P)
+        _rows_gradient(
+            k_ptr + batch * stride_kb + group * stride_kg + token * stride_kl,
+            grad_k_ptr + batch * stride_gkb + group * stride_gkg + token * stride_gkl,
+            dk_ptr + (offs_t * groups + group) * (2 * PAIRS),
+            k_weight_ptr,
+            partial_ptr,
+            cos,
+            sin,
+            mask,
+            eps,
+            HAS_NORM,
+            PAIRS,
+            BLOCK_P,
+        )
 
 
 def launch_backward(
@@ -194,4 +235,5 @@ def backward_variant(name: str, tokens: int, config) -> Variant:
         },
         divisible=(*pointers, *strides),
         num_warps=num_warps,
+        vector_bytes=16,
     )

@@ -291,4 +291,5 @@ def _forward_variant(name: str, tokens: int, config) -> Variant:
         },
         divisible=(*pointers, *strides),
         num_warps=num_warps,
+        vector_bytes=16,
     )

@@ -25,16 +25,81 @@ from videoar.kernels.resample_cpp import resample_adjoint_cpp, resample_cpp
 from videoar.kernels.resample_matrix import MODES, resample_matrix
 from videoar.kernels.variant import Variant
 
+# Maps of at most that many columns are resampled in registers.
+MAX_COLUMNS = 128
+# Rows that one launch counts, in 32 bits and up to the end of its last block.
+MAX_ROWS = 2**31 - 2**13
+
 
 @jit
-def banded_kernel(
+def narrow_kernel(
     x_ptr,
     out_ptr,
     starts_h_ptr,
     weights_h_ptr,
     starts_w_ptr,
     weights_w_ptr,
-    num_maps,
+    num_rows,
+    height,
+    height_out,
+    stride_xm,
+    stride_xh,
+    stride_xw,
+    WIDTH: tl.constexpr,
+    WIDTH_OUT: tl.constexpr,
+    TAPS_H: tl.constexpr,
+    TAPS_W: tl.constexpr,
+    ACCUMULATE: tl.constexpr,
+    BLOCK_R: tl.constexpr,
+    BLOCK_I: tl.constexpr,
+    BLOCK_J: tl.constexpr,
+):
+    """out[m, i, j] = sum_b ww[j, b] sum_a wh[i, a] x[m, sh[i] + a, sw[j] + b].
+
+    A program has rows of the result, those of all maps being one list. It sums whole rows of x,
+    wide loads of neighbouring values, and takes the columns from registers: a row's values are all
+    in one warp, so a gather is a shuffle for each 32 columns.
+    """
+    rows = tl.program_id(0) * BLOCK_R + tl.arange(0, BLOCK_R)
+    offs_i, offs_j = tl.arange(0, BLOCK_I), tl.arange(0, BLOCK_J)
+    mask_r, mask_j = rows < num_rows, offs_j < WIDTH_OUT
+    m = rows // height_out
+    i = rows - m * height_out
+    start_h = tl.load(starts_h_ptr + i, mask=mask_r, other=0)
+    x_row = x_ptr + m.to(tl.int64) * stride_xm
+    part = tl.zeros((BLOCK_R, BLOCK_I), dtype=ACCUMULATE)
+    for a in range(TAPS_H):
+        weight = tl.load(weights_h_ptr + i * TAPS_H + a, mask=mask_r, other=0.0)
+        # A band shorter than the table's width may end outside of the map.
+        inside = mask_r & (start_h + a < height)
+        x = tl.load(
+            (x_row + (start_h + a) * stride_xh)[:, None] + (offs_i * stride_xw)[None, :],
+            mask=inside[:, None] & (offs_i < WIDTH)[None, :],
+            other=0.0,
+        )
+        part += weight[:, None].to(ACCUMULATE) * x.to(ACCUMULATE)
+    start_w = tl.load(starts_w_ptr + offs_j, mask=mask_j, other=0)
+    total = tl.zeros((BLOCK_R, BLOCK_J), dtype=ACCUMULATE)
+    for b in range(TAPS_W):
+        weight = tl.load(weights_w_ptr + offs_j * TAPS_W + b, mask=mask_j, other=0.0)
+        column = tl.minimum(start_w + b, WIDTH - 1)
+        taken = tl.gather(part, tl.broadcast_to(column[None, :], (BLOCK_R, BLOCK_J)), 1)
+        total += weight[None, :].to(ACCUMULATE) * taken
+    tl.store(
+        out_ptr + rows.to(tl.int64)[:, None] * WIDTH_OUT + offs_j[None, :],
+        total.to(out_ptr.dtype.element_ty),
+        mask=mask_r[:, None] & mask_j[None, :],
+    )
+
+
+@jit
+def wide_kernel(
+    x_ptr,
+    out_ptr,
+    starts_h_ptr,
+    weights_h_ptr,
+    starts_w_ptr,
+    weights_w_ptr,
     height,
     width,
     num_cells,
@@ -46,50 +111,48 @@ def banded_kernel(
     TAPS_H: tl.constexpr,
     TAPS_W: tl.constexpr,
     ACCUMULATE: tl.constexpr,
-    BLOCK_M: tl.constexpr,
     BLOCK_N: tl.constexpr,
 ):
-    """out[m, i, j] = sum_ab wh[i, a] ww[j, b] x[m, sh[i] + a, sw[j] + b].
+    """out[m, i, j] = sum_ab wh[i, a] ww[j, b] x[m, sh[i] + a, sw[j] + b], maps of any width.
 
-    A program has a block of maps and one of cells. It reads T_h T_w values a cell, neighbours
-    from cache; from memory x and out move once.
+    A program has a block of cells of one map. It reads T_h T_w values a cell, neighbours from
+    cache; from memory x and out move once.
     """
     pid = tl.program_id(0)
-    offs_m = (pid // cell_blocks).to(tl.int64) * BLOCK_M + tl.arange(0, BLOCK_M)
+    m = (pid // cell_blocks).to(tl.int64)
     offs_n = (pid % cell_blocks) * BLOCK_N + tl.arange(0, BLOCK_N)
-    mask_m = offs_m < num_maps
     mask_n = offs_n < num_cells
     i = offs_n // width_out
     j = offs_n % width_out
     start_h = tl.load(starts_h_ptr + i, mask=mask_n, other=0)
     start_w = tl.load(starts_w_ptr + j, mask=mask_n, other=0)
-    total = tl.zeros((BLOCK_M, BLOCK_N), dtype=ACCUMULATE)
+    total = tl.zeros((BLOCK_N,), dtype=ACCUMULATE)
     for a in range(TAPS_H):
         weight_h = tl.load(weights_h_ptr + i * TAPS_H + a, mask=mask_n, other=0.0)
-        part = tl.zeros((BLOCK_M, BLOCK_N), dtype=ACCUMULATE)
+        part = tl.zeros((BLOCK_N,), dtype=ACCUMULATE)
         for b in range(TAPS_W):
             weight_w = tl.load(weights_w_ptr + j * TAPS_W + b, mask=mask_n, other=0.0)
             # A band shorter than the table's width may end outside of the map.
             inside = mask_n & (start_h + a < height) & (start_w + b < width)
             offs = (start_h + a) * stride_xh + (start_w + b) * stride_xw
-            x = tl.load(
-                x_ptr + offs_m[:, None] * stride_xm + offs[None, :],
-                mask=mask_m[:, None] & inside[None, :],
-                other=0.0,
-            )
-            part += weight_w[None, :].to(ACCUMULATE) * x.to(ACCUMULATE)
-        total += weight_h[None, :].to(ACCUMULATE) * part
-    tl.store(
-        out_ptr + offs_m[:, None] * num_cells + offs_n[None, :],
-        total.to(out_ptr.dtype.element_ty),
-        mask=mask_m[:, None] & mask_n[None, :],
-    )
+            x = tl.load(x_ptr + m * stride_xm + offs, mask=inside, other=0.0)
+            part += weight_w.to(ACCUMULATE) * x.to(ACCUMULATE)
+        total += weight_h.to(ACCUMULATE) * part
+    tl.store(out_ptr + m * num_cells + offs_n, total.to(out_ptr.dtype.element_ty), mask=mask_n)
 
 
-def resample_tiles(num_cells: int) -> tuple[int, int]:
-    """BLOCK_M, BLOCK_N of `banded_kernel`: 1,024 outputs, 8 a thread, cells first."""
-    block_n = min(256, triton.next_power_of_2(num_cells))
-    return 1024 // block_n, block_n
+def narrow_tiles(num_rows: int, width: int, width_out: int, itemsize: int) -> tuple[int, int, int]:
+    """BLOCK_R, BLOCK_I, BLOCK_J of `narrow_kernel` for that many rows of the result.
+
+    32 values a thread of the wider side in bfloat16, 16 in float32, for the shuffles to pay for the
+    rest; 8 in float64, and where the device would not be full otherwise.
+    """
+    block_i, block_j = triton.next_power_of_2(width), triton.next_power_of_2(width_out)
+    widest = max(block_i, block_j)
+    values = (2048 if itemsize <= 4 else 1024) if num_rows * widest >= 2**21 else 1024
+    block_r = min(values // widest, triton.next_power_of_2(num_rows))
+    # Triton (3.6, 3.7) fails to compile a gather from fewer values than the program has threads.
+    return block_r, max(block_i, 256 // block_r), block_j
 
 
 @lru_cache(maxsize=512)
@@ -122,31 +185,53 @@ def _launch_banded(x: Tensor, size: tuple[int, int], mode: str, adjoint: bool) -
         lengths = (length_out, length) if adjoint else (length, length_out)
         bands.append(_band(*lengths, mode, adjoint, x.device))
     (starts_h, weights_h), (starts_w, weights_w) = bands
-    num_cells = size[0] * size[1]
-    block_m, block_n = resample_tiles(num_cells)
-    cell_blocks = triton.cdiv(num_cells, block_n)
-    banded_kernel[(cell_blocks * triton.cdiv(maps.shape[0], block_m),)](
-        maps,
-        out,
-        starts_h,
-        weights_h,
-        starts_w,
-        weights_w,
-        maps.shape[0],
-        height,
-        width,
-        num_cells,
-        size[1],
-        cell_blocks,
-        *maps.stride(),
-        TAPS_H=weights_h.shape[1],
-        TAPS_W=weights_w.shape[1],
-        ACCUMULATE=tl.float64 if x.dtype == torch.float64 else tl.float32,
-        BLOCK_M=block_m,
-        BLOCK_N=block_n,
-        num_warps=4,
-        num_stages=1,
-    )
+    tables = (starts_h, weights_h, starts_w, weights_w)
+    taps = {
+        "TAPS_H": weights_h.shape[1],
+        "TAPS_W": weights_w.shape[1],
+        "ACCUMULATE": tl.float64 if x.dtype == torch.float64 else tl.float32,
+    }
+    if max(width, size[1]) > MAX_COLUMNS:
+        num_cells = size[0] * size[1]
+        block_n = min(1024, triton.next_power_of_2(num_cells))
+        cell_blocks = triton.cdiv(num_cells, block_n)
+        wide_kernel[(cell_blocks * maps.shape[0],)](
+            maps,
+            out,
+            *tables,
+            height,
+            width,
+            num_cells,
+            size[1],
+            cell_blocks,
+            *maps.stride(),
+            **taps,
+            BLOCK_N=block_n,
+            num_warps=4,
+            num_stages=1,
+        )
+        return out
+    most = max(1, MAX_ROWS // size[0])
+    for part, made in zip(maps.split(most), out.view(-1, *size).split(most), strict=True):
+        num_rows = part.shape[0] * size[0]
+        block_r, block_i, block_j = narrow_tiles(num_rows, width, size[1], x.itemsize)
+        narrow_kernel[(triton.cdiv(num_rows, block_r),)](
+            part,
+            made,
+            *tables,
+            num_rows,
+            height,
+            size[0],
+            *maps.stride(),
+            WIDTH=width,
+            WIDTH_OUT=size[1],
+            **taps,
+            BLOCK_R=block_r,
+            BLOCK_I=block_i,
+            BLOCK_J=block_j,
+            num_warps=4,
+            num_stages=1,
+        )
     return out
 
 
@@ -174,37 +259,54 @@ def resample_adjoint_triton(g: Tensor, size: tuple[int, int], mode: str) -> Tens
 
 
 def aot_variants() -> list[Variant]:
-    """8 x 8 to 4 x 4 by area, back by bilinear, and its adjoint."""
-    integers = ("num_maps", "height", "width", "num_cells", "width_out", "stride_xm", "stride_xh")
+    """15,360 maps, 64 x 64 to 32 x 32 by area, back by bilinear and its adjoint; a wide map."""
+    pointers = {
+        **dict.fromkeys(("x_ptr", "out_ptr"), "*bf16"),
+        **dict.fromkeys(("starts_h_ptr", "starts_w_ptr"), "*i32"),
+        **dict.fromkeys(("weights_h_ptr", "weights_w_ptr"), "*fp32"),
+    }
+    integers = ("num_rows", "height", "height_out", "stride_xm", "stride_xh")
+    cases = (("area", 64, 32, 2), ("bilinear", 32, 64, 2), ("bilinear_adjoint", 64, 32, 4))
     variants = []
-    for name, cells, taps in (("area", 16, 2), ("bilinear", 64, 2), ("bilinear_adjoint", 16, 4)):
-        block_m, block_n = resample_tiles(cells)
+    for name, length, length_out, taps in cases:
+        blocks = narrow_tiles(15360 * length_out, length, length_out, 2)
         variants.append(
             Variant(
                 name=f"resample-{name}",
-                kernel=banded_kernel,
-                signature={
-                    "x_ptr": "*bf16",
-                    "out_ptr": "*bf16",
-                    "starts_h_ptr": "*i32",
-                    "weights_h_ptr": "*fp32",
-                    "starts_w_ptr": "*i32",
-                    "weights_w_ptr": "*fp32",
-                    **dict.fromkeys(integers, "i32"),
-                },
+                kernel=narrow_kernel,
+                signature=pointers | dict.fromkeys(integers, "i32"),
                 constexprs={
-                    "cell_blocks": 1,
                     "stride_xw": 1,
+                    "WIDTH": length,
+                    "WIDTH_OUT": length_out,
                     "TAPS_H": taps,
                     "TAPS_W": taps,
                     "ACCUMULATE": tl.float32,
-                    "BLOCK_M": block_m,
-                    "BLOCK_N": block_n,
+                    **dict(zip(("BLOCK_R", "BLOCK_I", "BLOCK_J"), blocks, strict=True)),
                 },
+                divisible=(*pointers, *integers),
                 num_warps=4,
                 num_stages=1,
+                vector_bytes=16,
             )
         )
+    integers = ("height", "width", "num_cells", "width_out", "cell_blocks", *integers[3:])
+    variants.append(
+        Variant(
+            name="resample-wide",
+            kernel=wide_kernel,
+            signature=pointers | dict.fromkeys(integers, "i32"),
+            constexprs={
+                "stride_xw": 1,
+                "TAPS_H": 2,
+                "TAPS_W": 2,
+                "ACCUMULATE": tl.float32,
+                "BLOCK_N": 1024,
+            },
+            num_warps=4,
+            num_stages=1,
+        )
+    )
     return variants
 
 

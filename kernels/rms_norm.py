@@ -294,6 +294,7 @@ def aot_variants() -> list[Variant]:
                 constexprs=tiles | {"HAS_RESIDUAL": True},
                 divisible=ptrs + strides,
                 num_warps=num_warps,
+                vector_bytes=16,
             ),
             Variant(
                 name=f"rms_norm_backward-{preset}",
@@ -302,6 +303,7 @@ def aot_variants() -> list[Variant]:
                 constexprs=tiles | {"HAS_GRAD_S": True, "WEIGHT_GRAD": True},
                 divisible=(*back_ptrs, "partial_ptr", *back_strides),
                 num_warps=back_warps,
+                vector_bytes=16,
             ),
         ]
     return variants

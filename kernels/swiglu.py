@@ -212,6 +212,7 @@ def aot_variants() -> list[Variant]:
             constexprs={"rows": 1} | tiles,
             divisible=(*forward, *sizes),
             num_warps=NUM_WARPS,
+            vector_bytes=16,
         ),
         Variant(
             name="swiglu_backward",
@@ -220,5 +221,6 @@ def aot_variants() -> list[Variant]:
             constexprs={"rows": 1} | tiles,
             divisible=(*backward, *sizes, "stride_ym"),
             num_warps=NUM_WARPS,
+            vector_bytes=16,
         ),
     ]

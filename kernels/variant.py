@@ -25,4 +25,5 @@ class Variant:
     num_warps: int = 4
     num_stages: int = 2
     expects_mma: bool = False  # whether a matrix instruction must be in the result
+    vector_bytes: int = 0  # NVIDIA: what the widest load and store of memory must reach
     targets: tuple[str, ...] = ()  # names as in `benchmarks/aot.py`, such as "sm_90"; none: all

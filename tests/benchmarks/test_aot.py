@@ -23,6 +23,7 @@ good = aot_variants()[0]
 variants = [
     good,
     replace(good, name="no-product", expects_mma=True),
+    replace(good, name="one-by-one", divisible=("gate_ptr", "up_ptr")),
     replace(good, name="wrong-name", constexprs=good.constexprs | {"BLOCK_N": 1}),
     replace(good, name="not-a-power", constexprs=good.constexprs | {"BLOCK_F": 1000}),
 ]
@@ -51,13 +52,15 @@ def test_every_kernel_compiles_for_sm_90():
         assert row["registers"] > 0
         assert row["spill_bytes"] == 0
         assert 0 <= row["shared_bytes"] <= 227 * 1024
+        assert row["vector_bytes"] in (1, 2, 4, 8, 16)
 
 
 def test_a_row_with_a_problem_fails_the_run():
     status, table, rows, _ = run("-c", PROGRAM, "--target", "sm_90", "--target", "gfx942")
     assert status == 1
     problems = {(row["kernel"], row["target"]): row["problem"] for row in rows}
-    assert len(problems) == 8
+    assert len(problems) == 10
+    assert problems["one-by-one", "sm_90"] == "accesses of 2 bytes, meant 16"
     for target in ("sm_90", "gfx942"):
         assert problems["swiglu_forward", target] == ""
         assert problems["no-product", target] == "no matrix instruction"

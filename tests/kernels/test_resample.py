@@ -1,16 +1,18 @@
 """`resample` against torch's own pooling and interpolation, and its adjoint."""
 
+import sys
+
 import pytest
 import torch
 import torch.nn.functional as F
 
 from videoar.kernels.resample import (
+    narrow_tiles,
     resample,
     resample_adjoint,
     resample_adjoint_ref,
     resample_matrix,
     resample_ref,
-    resample_tiles,
 )
 
 TRITON = CPP = True
@@ -52,15 +54,29 @@ def test_float32_and_its_gradient(
     assert_near(grad, expected_grad)
 
 
+def test_rows_are_counted_in_parts(monkeypatch: pytest.MonkeyPatch, triton_device) -> None:
+    """Where all rows of the result are more than 32 bits can count."""
+    monkeypatch.setattr(sys.modules[resample.__module__], "MAX_ROWS", 12)
+    x = torch.randn(8, 4, 4, device=triton_device)
+    expected = F.interpolate(x[None], (5, 6), mode="bilinear")[0]
+    torch.testing.assert_close(resample(x, (5, 6)), expected)
+
+
 def test_no_maps(device: torch.device) -> None:
     assert resample(torch.zeros(0, 3, 4, 4, device=device), (2, 5)).shape == (0, 3, 2, 5)
 
 
-@pytest.mark.parametrize("num_cells", [1, 17, 64, 4096])
-def test_tiles(num_cells: int) -> None:
-    block_m, block_n = resample_tiles(num_cells)
-    assert block_m * block_n == 1024
-    assert block_n & (block_n - 1) == 0
+@pytest.mark.parametrize("itemsize", [2, 4, 8])
+@pytest.mark.parametrize("num_rows", [1, 48, 10**6])
+@pytest.mark.parametrize("widths", [(1, 1), (5, 17), (64, 32), (128, 3)])
+def test_tiles(num_rows: int, widths: tuple[int, int], itemsize: int) -> None:
+    """Rows fit, and the compiler's gather has a value for each of 4 x 64 threads."""
+    block_r, *blocks = narrow_tiles(num_rows, *widths, itemsize)
+    assert 256 <= block_r * blocks[0] <= 4096
+    assert block_r * blocks[1] <= 4096
+    for block, width in zip(blocks, widths, strict=True):
+        assert width <= block
+        assert block & (block - 1) == 0
 
 
 @pytest.mark.parametrize("mode", ["area", "bilinear", "nearest"])
