@@ -24,7 +24,8 @@ def bilinear_taps(index, length_in, length_out):
 
 @jit
 def load_bilinear(
-    base_ptrs,
+    base_ptr,
+    offs_d,
     mask_d,
     cell,
     mask_n,
@@ -38,20 +39,20 @@ def load_bilinear(
 ):
     """Values `gain v + shift` of maps `[height_in, width_in]` in memory at cells of another grid.
 
-    `base_ptrs` [D] point to the first cells of D maps, the next cell is `stride_cell` further;
-    `cell` [N] counts the target grid row by row. Returns float32 [N, D], four loads each.
+    `offs_d` [D] are the offsets of the first cells of D maps from `base_ptr`, in 32 bits; the next
+    cell is `stride_cell` further; `cell` [N] counts the target grid row by row. Returns float32
+    [N, D], four loads each.
     """
     row = cell // width_out
     top, bottom, weight_h = bilinear_taps(row, height_in, height_out)
     left, right, weight_w = bilinear_taps(cell - row * width_out, width_in, width_out)
-    ptrs = base_ptrs[None, :]
     mask = mask_n[:, None] & mask_d[None, :]
-    offs_top, offs_bottom = (top * width_in)[:, None], (bottom * width_in)[:, None]
-    offs_left, offs_right = left[:, None], right[:, None]
-    top_left = tl.load(ptrs + (offs_top + offs_left) * stride_cell, mask=mask, other=0)
-    bottom_left = tl.load(ptrs + (offs_bottom + offs_left) * stride_cell, mask=mask, other=0)
-    top_right = tl.load(ptrs + (offs_top + offs_right) * stride_cell, mask=mask, other=0)
-    bottom_right = tl.load(ptrs + (offs_bottom + offs_right) * stride_cell, mask=mask, other=0)
+    top, bottom, offs = (top * width_in)[:, None], (bottom * width_in)[:, None], offs_d[None, :]
+    left, right = left[:, None], right[:, None]
+    top_left = tl.load(base_ptr + (offs + (top + left) * stride_cell), mask=mask, other=0)
+    bottom_left = tl.load(base_ptr + (offs + (bottom + left) * stride_cell), mask=mask, other=0)
+    top_right = tl.load(base_ptr + (offs + (top + right) * stride_cell), mask=mask, other=0)
+    bottom_right = tl.load(base_ptr + (offs + (bottom + right) * stride_cell), mask=mask, other=0)
     upper, lower = (1.0 - weight_h)[:, None], weight_h[:, None]
     on_left = (top_left.to(tl.float32) * gain + shift) * upper + (
         bottom_left.to(tl.float32) * gain + shift

@@ -33,9 +33,11 @@ Sizes = tuple[tuple[int, int], ...]
 
 @jit
 def _average_rows(
-    x_ptrs,
-    sum_ptrs,
-    average_ptrs,
+    x_ptr,
+    sum_ptr,
+    average_ptr,
+    offs_xd,
+    offs_map,
     mask_d,
     use_sum,
     height,
@@ -57,18 +59,18 @@ def _average_rows(
         for a in range(taps):
             p = low + a
             mask = (mask_n & (p < high))[:, None] & mask_d[None, :]
-            offs_x = p.to(tl.int64) * stride_xh + q.to(tl.int64) * stride_xw
-            x = tl.load(x_ptrs[None, :] + offs_x[:, None], mask=mask, other=0.0).to(tl.float32)
-            offs_sum = (p * width + q)[:, None]
-            known = tl.load(sum_ptrs[None, :] + offs_sum, mask=mask & use_sum, other=0.0)
+            offs_x = offs_xd[None, :] + (p * stride_xh + q * stride_xw)[:, None]
+            x = tl.load(x_ptr + offs_x, mask=mask, other=0.0).to(tl.float32)
+            offs_sum = offs_map[None, :] + (p * width + q)[:, None]
+            known = tl.load(sum_ptr + offs_sum, mask=mask & use_sum, other=0.0)
             total += x - known
         average = total * (1.0 / (high - low).to(tl.float32))[:, None]
         mask = mask_n[:, None] & mask_d[None, :]
-        tl.store(average_ptrs[None, :] + offs_n[:, None], average, mask=mask)
+        tl.store(average_ptr + (offs_map[None, :] + offs_n[:, None]), average, mask=mask)
 
 
 @jit
-def _average_columns(average_ptrs, mask_d, offs_n, mask_n, width, width_out, taps):
+def _average_columns(average_ptr, offs_map, mask_d, offs_n, mask_n, width, width_out, taps):
     """y [N, D] at cells of the smaller grid, from row averages."""
     i = offs_n // width_out
     j = offs_n - i * width_out
@@ -77,8 +79,8 @@ def _average_columns(average_ptrs, mask_d, offs_n, mask_n, width, width_out, tap
     for b in range(taps):
         q = low + b
         mask = (mask_n & (q < high))[:, None] & mask_d[None, :]
-        offs = (i * width + q)[:, None]
-        total += tl.load(average_ptrs[None, :] + offs, mask=mask, other=0.0)
+        offs = offs_map[None, :] + (i * width + q)[:, None]
+        total += tl.load(average_ptr + offs, mask=mask, other=0.0)
     return total * (1.0 / (high - low).to(tl.float32))[:, None]
 
 
@@ -113,21 +115,26 @@ def bsq_quantize_kernel(
     blocks_d = tl.cdiv(num_bits, BLOCK_D)
     index = tl.program_id(0) // blocks_d
     m, frame = index.to(tl.int64), index % num_frames
-    offs_d = (tl.program_id(0) % blocks_d) * BLOCK_D + tl.arange(0, BLOCK_D)
-    mask_d = offs_d < num_bits
-    x_ptrs = x_ptr + (index // num_frames).to(tl.int64) * stride_xb
-    x_ptrs += frame.to(tl.int64) * stride_xt
-    x_ptrs += offs_d.to(tl.int64) * stride_xd
-    num_cells = height * width
-    offs_map = (m * num_bits + offs_d) * num_cells
-    sum_ptrs, average_ptrs = sum_ptr + offs_map, average_ptr + offs_map
+    first_d = (tl.program_id(0) % blocks_d) * BLOCK_D
+    offs_d, num_cells = tl.arange(0, BLOCK_D), height * width
+    mask_d = offs_d < num_bits - first_d
+    # Addresses are those of the frame and its first channel, and an offset of 32 bits.
+    x_ptr += (index // num_frames).to(tl.int64) * stride_xb + frame.to(tl.int64) * stride_xt
+    x_ptr += first_d.to(tl.int64) * stride_xd
+    first_cell = (m * num_bits + first_d) * num_cells
+    sum_ptr += first_cell
+    average_ptr += first_cell
+    first_bit = m * num_tokens * num_bits + first_d
+    targets_ptr += first_bit
+    bits_ptr += first_bit
+    offs_xd, offs_map = offs_d * stride_xd, offs_d * num_cells
 
-    token = m * num_tokens
-    for k in range(num_scales):
+    token = 0
+    for k in range(num_scales - 1):
         h, w = tl.load(scales_ptr + 4 * k), tl.load(scales_ptr + 4 * k + 1)
         taps_h, taps_w = tl.load(scales_ptr + 4 * k + 2), tl.load(scales_ptr + 4 * k + 3)
         _average_rows(
-            x_ptrs, sum_ptrs, average_ptrs, mask_d, k > 0,
+            x_ptr, sum_ptr, average_ptr, offs_xd, offs_map, mask_d, k > 0,
             height, width, h, taps_h, stride_xh, stride_xw, BLOCK_N,
         )  # fmt: skip
         tl.debug_barrier()
@@ -136,36 +143,63 @@ def bsq_quantize_kernel(
             mask_n = offs_n < h * w
             mask = mask_n[:, None] & mask_d[None, :]
             offs = (token + offs_n)[:, None] * num_bits + offs_d[None, :]
-            y = _average_columns(average_ptrs, mask_d, offs_n, mask_n, width, w, taps_w)
+            y = _average_columns(average_ptr, offs_map, mask_d, offs_n, mask_n, width, w, taps_w)
             bit = (y > 0).to(tl.uint8)
             tl.store(targets_ptr + offs, bit, mask=mask)
             if flips_ptr is not None:
-                bit = bit ^ tl.load(flips_ptr + offs, mask=mask, other=0)
+                bit = bit ^ tl.load(flips_ptr + first_bit + offs, mask=mask, other=0)
             tl.store(bits_ptr + offs, bit, mask=mask)
             if scale_inputs_ptr is not None:
-                tl.store(scale_inputs_ptr + offs, y, mask=mask)
+                tl.store(scale_inputs_ptr + first_bit + offs, y, mask=mask)
             if inputs_ptr is not None:
                 value = load_bilinear(
-                    sum_ptrs, mask_d, offs_n, mask_n & (k > 0), height, width, h, w, 1, 1.0, 0.0
-                )
-                tl.store(inputs_ptr + offs, value, mask=mask & ((k > 0) | (frame == 0)))
+                    sum_ptr, offs_map, mask_d, offs_n, mask_n & (k > 0),
+                    height, width, h, w, 1, 1.0, 0.0,
+                )  # fmt: skip
+                known = mask & ((k > 0) | (frame == 0))
+                tl.store(inputs_ptr + first_bit + offs, value, mask=known)
         tl.debug_barrier()
         for start in range(0, num_cells, BLOCK_N):
             offs_n = start + tl.arange(0, BLOCK_N)
             mask_n = offs_n < num_cells
             mask = mask_n[:, None] & mask_d[None, :]
             total = load_bilinear(
-                bits_ptr + token * num_bits + offs_d, mask_d, offs_n, mask_n,
+                bits_ptr + token * num_bits, offs_d, mask_d, offs_n, mask_n,
                 h, w, height, width, num_bits, 2 * code, -code,
             )  # fmt: skip
-            cells = sum_ptrs[None, :] + offs_n[:, None]
-            total += tl.load(cells, mask=mask & (k > 0), other=0.0)
-            tl.store(cells, total, mask=mask)
-            if narrow_ptr is not None:
-                narrow = narrow_ptr + offs_map[None, :] + offs_n[:, None]
-                tl.store(narrow, total, mask=mask & (k == num_scales - 1))
+            cells = offs_map[None, :] + offs_n[:, None]
+            total += tl.load(sum_ptr + cells, mask=mask & (k > 0), other=0.0)
+            tl.store(sum_ptr + cells, total, mask=mask)
         tl.debug_barrier()
         token += h * w
+
+    # The last scale is the latent grid itself: nothing is resampled, and every cell is on its own.
+    for start in range(0, num_cells, BLOCK_N):
+        offs_n = start + tl.arange(0, BLOCK_N)
+        mask = (offs_n < num_cells)[:, None] & mask_d[None, :]
+        i = offs_n // width
+        offs_x = offs_xd[None, :] + (i * stride_xh + (offs_n - i * width) * stride_xw)[:, None]
+        x = tl.load(x_ptr + offs_x, mask=mask, other=0.0).to(tl.float32)
+        cells = offs_map[None, :] + offs_n[:, None]
+        known = tl.load(sum_ptr + cells, mask=mask & (num_scales > 1), other=0.0)
+        offs = (token + offs_n)[:, None] * num_bits + offs_d[None, :]
+        if inputs_ptr is not None:
+            told = mask & ((num_scales > 1) | (frame == 0))
+            tl.store(inputs_ptr + first_bit + offs, known, mask=told)
+        y = x - known
+        bit = (y > 0).to(tl.uint8)
+        tl.store(targets_ptr + offs, bit, mask=mask)
+        if flips_ptr is not None:
+            bit = bit ^ tl.load(flips_ptr + first_bit + offs, mask=mask, other=0)
+        tl.store(bits_ptr + offs, bit, mask=mask)
+        if scale_inputs_ptr is not None:
+            tl.store(scale_inputs_ptr + first_bit + offs, y, mask=mask)
+        total = known + tl.where(bit != 0, code, -code)
+        tl.store(sum_ptr + cells, total, mask=mask)
+        if narrow_ptr is not None:
+            tl.store(narrow_ptr + first_cell + cells, total, mask=mask)
+    tl.debug_barrier()
+    token += num_cells
 
     if inputs_ptr is not None:
         # The next frame's first scale starts from this frame; the last frame has none to start.
@@ -174,20 +208,24 @@ def bsq_quantize_kernel(
             offs_n = start + tl.arange(0, BLOCK_N)
             mask_n = (offs_n < h * w) & (frame + 1 < num_frames)
             value = load_bilinear(
-                sum_ptrs, mask_d, offs_n, mask_n, height, width, h, w, 1, 1.0, 0.0
+                sum_ptr, offs_map, mask_d, offs_n, mask_n, height, width, h, w, 1, 1.0, 0.0
             )
             offs = (token + offs_n)[:, None] * num_bits + offs_d[None, :]
-            tl.store(inputs_ptr + offs, value, mask=mask_n[:, None] & mask_d[None, :])
+            mask = mask_n[:, None] & mask_d[None, :]
+            tl.store(inputs_ptr + first_bit + offs, value, mask=mask)
 
 
-def bsq_quantize_tiles(num_cells: int) -> tuple[int, int, int]:
-    """BLOCK_N, BLOCK_D and warps: the whole 8 x 8 grid is one tile, 2 values a thread.
+def bsq_quantize_tiles(num_cells: int, num_frames: int) -> tuple[int, int, int]:
+    """BLOCK_N, BLOCK_D and warps; 4 values a thread, since 8 spill.
 
-    4 values a thread spill on some targets, 8 on all. 48 bits are 6 programs a frame; 64 clips of
-    5 frames are 1,920, 14 for each of 132 processors.
+    Many frames take the tile with the fewest instructions: most scales have few cells, which would
+    leave a larger one idle. Few frames take one that goes through the grid in fewer steps, and
+    twice as many programs.
     """
+    if num_frames >= 256:
+        return 16, 16, 2
     block_n = min(64, max(16, triton.next_power_of_2(num_cells)))
-    return block_n, 8, block_n // 8
+    return block_n, 8, block_n // 16
 
 
 @lru_cache(maxsize=64)
@@ -211,6 +249,12 @@ def _launch(
     num_tokens = sum(h * w for h, w in sizes)
     if max(height * width, num_tokens) * dim >= 2**31:
         raise ValueError(f"x: expected under 2**31 values a frame, got {tuple(x.shape)}")
+    steps = zip((dim, height, width), (x.stride(1), *x.stride()[3:]), strict=True)
+    if sum((length - 1) * stride for length, stride in steps) >= 2**31:
+        raise ValueError(
+            f"x: expected a frame within 2**31 values of memory, got {list(x.shape)} "
+            f"with strides {list(x.stride())}"
+        )
 
     def empty(shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
         return torch.empty(batch, frames, *shape, dtype=dtype, device=x.device)
@@ -221,7 +265,7 @@ def _launch(
     targets, bits = empty(tokens, torch.bool), empty(tokens, torch.bool)
     inputs = empty(tokens, x.dtype) if return_inputs else None
     scale_inputs = empty(tokens, torch.float32) if return_scale_inputs else None
-    block_n, block_d, num_warps = bsq_quantize_tiles(height * width)
+    block_n, block_d, num_warps = bsq_quantize_tiles(height * width, batch * frames)
     if x.numel() > 0:
         bsq_quantize_kernel[(batch * frames * triton.cdiv(dim, block_d),)](
             x,
@@ -279,7 +323,7 @@ class BsqQuantize(torch.autograd.Function):
 
 
 def aot_variants() -> list[Variant]:
-    """Error correction with inputs in bf16; the tile is the same from 8 x 8 cells on."""
+    """Error correction with inputs in bf16, of many frames and of few."""
     pointers = {
         **dict.fromkeys(("x_ptr", "narrow_ptr", "inputs_ptr"), "*bf16"),
         **dict.fromkeys(("sum_ptr", "average_ptr", "scale_inputs_ptr"), "*fp32"),
@@ -287,16 +331,20 @@ def aot_variants() -> list[Variant]:
         "scales_ptr": "*i32",
         "code": "fp32",
     }
-    names = "num_scales num_tokens num_bits num_frames height width stride_xb stride_xd stride_xt"
-    integers = dict.fromkeys((*names.split(), "stride_xh"), "i32")
-    block_n, block_d, num_warps = bsq_quantize_tiles(64)
+    strides = ("stride_xb", "stride_xd", "stride_xt")
+    names = "num_scales num_tokens num_bits num_frames height width stride_xh"
+    integers = dict.fromkeys((*names.split(), *strides), "i32")
+    tiles = {"many": bsq_quantize_tiles(64, 320), "few": bsq_quantize_tiles(64, 5)}
     return [
         Variant(
-            name="bsq_quantize",
+            name=f"bsq_quantize-{name}",
             kernel=bsq_quantize_kernel,
             signature={**pointers, **integers},
             constexprs={"stride_xw": 1, "BLOCK_N": block_n, "BLOCK_D": block_d},
+            # 48 bits, maps of 64 cells.
+            divisible=(*(x for x in pointers if x != "code"), "num_bits", *strides),
             num_warps=num_warps,
             num_stages=1,
         )
+        for name, (block_n, block_d, num_warps) in tiles.items()
     ]

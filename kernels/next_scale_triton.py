@@ -20,20 +20,19 @@ from videoar.kernels.variant import Variant
 
 
 @jit
-def _bit_delta(logits_ptr, failed_ptr, offs_n, offs_d, mask):
-    """logit_1 - logit_0 [N, D] of tokens at offsets offs_n and bits offs_d, in float32.
+def _bit_delta(logits_ptr, offs_n, mask_n, first_d, num_bits, BLOCK_D: tl.constexpr):
+    """logit_1 - logit_0 [N, D] of tokens at offsets offs_n and bits from first_d, in float32.
 
-    Writes 1 to failed_ptr where a logit is not finite; nothing is written where all are.
+    And whether both are finite.
     """
-    pair = tl.arange(0, 2)[None, None, :]
-    offs = offs_n[:, None, None] + 2 * offs_d[None, :, None] + pair
-    logits = tl.load(logits_ptr + offs, mask=mask[:, :, None], other=0.0)
-    zero, one = tl.split(logits.to(tl.float32))
-    if failed_ptr is not None:
-        infinity = float("inf")
-        finite = (tl.abs(zero) < infinity) & (tl.abs(one) < infinity)
-        tl.store(failed_ptr + tl.zeros(zero.shape, tl.int32), 1, mask=mask & ~finite)
-    return one - zero
+    # Both logits of a bit lie side by side: one axis, so that neighbours are read together.
+    offs_c = 2 * first_d + tl.arange(0, 2 * BLOCK_D)
+    mask = mask_n[:, None] & (offs_c < 2 * num_bits)[None, :]
+    logits = tl.load(logits_ptr + offs_n[:, None] + offs_c[None, :], mask=mask, other=0.0)
+    pairs = tl.reshape(logits.to(tl.float32), (offs_n.shape[0], BLOCK_D, 2))
+    zero, one = tl.split(pairs)
+    infinity = float("inf")
+    return one - zero, (tl.abs(zero) < infinity) & (tl.abs(one) < infinity)
 
 
 @jit
@@ -85,7 +84,8 @@ def next_scale_kernel(
         wait_then_release()
     blocks_d = tl.cdiv(num_bits, BLOCK_D)
     row = (tl.program_id(0) // blocks_d).to(tl.int64)
-    offs_d = (tl.program_id(0) % blocks_d) * BLOCK_D + tl.arange(0, BLOCK_D)
+    first_d = (tl.program_id(0) % blocks_d) * BLOCK_D
+    offs_d = first_d + tl.arange(0, BLOCK_D)
     mask_d = offs_d < num_bits
     num_tokens = height * width
     num_cells = height_full * width_full
@@ -93,21 +93,32 @@ def next_scale_kernel(
 
     guidance = _of_row(guidance_ptr, guidance_value, row)
     temperature = _of_row(temperature_ptr, temperature_value, row)
-    if failed_ptr is not None:
-        failed_ptr += row
-    bits_ptrs = bits_ptr + row * stride_br + offs_d
+    # Addresses are those of the row and its first channel, and an offset of 32 bits.
+    bits_ptr += row * stride_br + first_d
+    first_cell = (row * num_bits + first_d) * num_cells
+    accumulator_ptr += first_cell
+    out_ptr += first_cell
+    inputs_ptr += row * num_next * num_bits + first_d
+    offs_local = tl.arange(0, BLOCK_D)
+    offs_map = offs_local * num_cells
     for start in range(0, num_tokens, BLOCK_N):
         offs_n = start + tl.arange(0, BLOCK_N)
-        mask = (offs_n < num_tokens)[:, None] & mask_d[None, :]
+        mask_n = offs_n < num_tokens
+        mask = mask_n[:, None] & mask_d[None, :]
         wide_n = offs_n.to(tl.int64)
-        delta = _bit_delta(
-            logits_ptr + row * stride_lr, failed_ptr, wide_n * stride_ln, offs_d, mask
+        delta, finite = _bit_delta(
+            logits_ptr + row * stride_lr, wide_n * stride_ln, mask_n, first_d, num_bits, BLOCK_D
         )
         if uncond_ptr is not None:
-            base = _bit_delta(
-                uncond_ptr + row * stride_ur, failed_ptr, wide_n * stride_un, offs_d, mask
+            base, base_finite = _bit_delta(
+                uncond_ptr + row * stride_ur, wide_n * stride_un, mask_n, first_d, num_bits, BLOCK_D
             )
             delta = base + guidance * (delta - base)
+            finite &= base_finite
+        if failed_ptr is not None:
+            # Nothing is written where all logits are finite.
+            marks = failed_ptr + row + tl.zeros((BLOCK_N, BLOCK_D), tl.int32)
+            tl.store(marks, 1, mask=~finite)
         bit = delta > 0
         if SAMPLED:
             if noise_ptr is not None:
@@ -120,18 +131,18 @@ def next_scale_kernel(
             divisor = tl.where(temperature == 0, 1.0, temperature)
             drawn = uniform < 1.0 / (1.0 + tl.exp(-delta / divisor))
             bit = tl.where(temperature == 0, bit, drawn)
-        tl.store(bits_ptrs[None, :] + offs_n[:, None] * num_bits, bit.to(tl.uint8), mask=mask)
+        offs = offs_n[:, None] * num_bits + offs_local[None, :]
+        tl.store(bits_ptr + offs, bit.to(tl.uint8), mask=mask)
     tl.debug_barrier()
 
-    map_offs = (row * num_bits + offs_d) * num_cells
     for start in range(0, num_cells, BLOCK_N):
         offs_n = start + tl.arange(0, BLOCK_N)
         mask_n = offs_n < num_cells
         up = load_bilinear(
-            bits_ptrs, mask_d, offs_n, mask_n,
+            bits_ptr, offs_local, mask_d, offs_n, mask_n,
             height, width, height_full, width_full, num_bits, 2 * code, -code,
         )  # fmt: skip
-        offs = map_offs[None, :] + offs_n[:, None]
+        offs = offs_map[None, :] + offs_n[:, None]
         mask = mask_n[:, None] & mask_d[None, :]
         before = tl.load(accumulator_ptr + offs, mask=mask, other=0.0)
         tl.store(out_ptr + offs, before + up, mask=mask)
@@ -141,10 +152,10 @@ def next_scale_kernel(
         offs_n = start + tl.arange(0, BLOCK_N)
         mask_n = offs_n < num_next
         value = load_bilinear(
-            out_ptr + map_offs, mask_d, offs_n, mask_n,
+            out_ptr, offs_map, mask_d, offs_n, mask_n,
             height_full, width_full, height_next, width_next, 1, 1.0, 0.0,
         )  # fmt: skip
-        offs = (row * num_next + offs_n)[:, None] * num_bits + offs_d[None, :]
+        offs = offs_n[:, None] * num_bits + offs_local[None, :]
         tl.store(inputs_ptr + offs, value, mask=mask_n[:, None] & mask_d[None, :])
 
 
@@ -251,7 +262,8 @@ def aot_variants() -> list[Variant]:
     """Guided sampling by seed; the tile is the same from 8 x 8 cells on."""
     floats = dict.fromkeys(("guidance_value", "temperature_value", "code"), "fp32")
     names = "scale num_bits height width height_full width_full height_next width_next"
-    integers = dict.fromkeys((*names.split(), "stride_lr", "stride_ln"), "i32")
+    strides = ("stride_lr", "stride_ln", "stride_ur", "stride_un", "stride_br")
+    integers = dict.fromkeys((*names.split(), *strides, "frame_value"), "i32")
     pointers = {
         **dict.fromkeys(("logits_ptr", "uncond_ptr"), "*bf16"),
         **dict.fromkeys(("accumulator_ptr", "out_ptr", "inputs_ptr"), "*fp32"),
@@ -264,19 +276,17 @@ def aot_variants() -> list[Variant]:
         Variant(
             name="next_scale",
             kernel=next_scale_kernel,
-            signature={
-                **pointers,
-                **floats,
-                **integers,
-                **dict.fromkeys(("stride_ur", "stride_un", "stride_br", "frame_value"), "i32"),
-            },
+            signature=pointers | floats | integers,
             constexprs={
                 "noise_ptr": None,
                 "SAMPLED": True,
                 "BLOCK_N": block_n,
                 "BLOCK_D": block_d,
             },
+            # 48 bits: rows of bits and logits begin at multiples of 16.
+            divisible=(*pointers, "num_bits", *strides),
             num_warps=num_warps,
             num_stages=1,
+            vector_bytes=16,
         )
     ]

@@ -6,6 +6,7 @@ import torch
 import torch.nn.functional as F
 from hypothesis import given
 
+from videoar.kernels import bsq_quantize_triton
 from videoar.kernels.bsq_quantize import (
     bits_to_codes,
     bsq_quantize,
@@ -271,8 +272,32 @@ def test_narrow_latents(device: torch.device, half: torch.dtype) -> None:
     assert torch.equal(narrow.inputs, wide.inputs.to(half))
 
 
+@pytest.mark.parametrize("sizes", [SIZES, WIDE, ((3, 7),)])
+def test_the_tile_changes_nothing(
+    sizes: tuple, monkeypatch: pytest.MonkeyPatch, triton_device
+) -> None:
+    """Many frames take another tile than few."""
+    x = torch.randn(2, 18, 3, *sizes[-1], device=triton_device)
+    shape = (2, 3, sum(h * w for h, w in sizes), 18)
+    flips = (torch.rand(shape) < 0.2).to(triton_device)
+    few = bsq_quantize(x, sizes, flips=flips, return_inputs=True)
+    tiles = bsq_quantize_tiles(sizes[-1][0] * sizes[-1][1], 1000)
+    monkeypatch.setattr(bsq_quantize_triton, "bsq_quantize_tiles", lambda *_: tiles)
+    many = bsq_quantize(x, sizes, flips=flips, return_inputs=True)
+    for name in ("targets", "bits", "reconstruction", "inputs"):
+        assert torch.equal(getattr(few, name), getattr(many, name)), name
+
+
+def test_channels_too_far_apart() -> None:
+    """Within a frame the kernel counts in 32 bits; meta tensors, since real ones would be 8 GB."""
+    x = torch.empty(1, 2, 2**31, 1, 1, device="meta")
+    with pytest.raises(ValueError, match=r"^x: expected a frame within 2\*\*31 values of memory"):
+        bsq_quantize_triton._launch(x, None, ((1, 1),), False, False)
+
+
 @pytest.mark.parametrize("num_cells", [1, 20, 64, 1008, 4096])
-def test_tiles(num_cells: int) -> None:
-    block_n, block_d, num_warps = bsq_quantize_tiles(num_cells)
+@pytest.mark.parametrize("num_frames", [1, 320])
+def test_tiles(num_cells: int, num_frames: int) -> None:
+    block_n, block_d, num_warps = bsq_quantize_tiles(num_cells, num_frames)
     assert block_n & (block_n - 1) == block_d & (block_d - 1) == num_warps & (num_warps - 1) == 0
-    assert block_n * block_d // (32 * num_warps) <= 2
+    assert block_n * block_d // (32 * num_warps) == 4
