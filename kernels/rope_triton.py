@@ -29,13 +29,16 @@ def cos_sin(
     products with the number of quarters are exact up to 2^15 of them.
     """
     offs_p = tl.arange(0, BLOCK_P)
-    frequency = tl.load(frequency_ptr + offs_p, mask=offs_p < PAIRS, other=0.0)
+    # Read as a whole tile, that is, as the rows to be turned are: from a vector the compiler would
+    # make a layout with 8 tokens a thread, each with its own positions and divisions.
+    offs = tl.zeros((mask_t.shape[0], 1), tl.int32) + offs_p[None, :]
+    frequency = tl.load(frequency_ptr + offs, mask=offs < PAIRS, other=0.0)
     time = tl.load(position_ptr, mask=mask_t, other=0).to(tl.float32)
     height = tl.load(position_ptr + stride_pa, mask=mask_t, other=0).to(tl.float32)
     width = tl.load(position_ptr + 2 * stride_pa, mask=mask_t, other=0).to(tl.float32)
     side = tl.where((offs_p < SECTION_T + SECTION_H)[None, :], height[:, None], width[:, None])
     position = tl.where((offs_p < SECTION_T)[None, :], time[:, None], side)
-    angle = position * frequency[None, :]
+    angle = position * frequency
     quarters = tl.floor(angle * 0.6366197723675814 + 0.5)
     x = angle - quarters * 1.5703125
     x = x - quarters * 0.00048351287841796875

@@ -53,6 +53,8 @@ def test_every_kernel_compiles_for_sm_90():
         assert row["spill_bytes"] == 0
         assert 0 <= row["shared_bytes"] <= 227 * 1024
         assert row["vector_bytes"] in (1, 2, 4, 8, 16)
+    shared = {row["kernel"].split("-")[0]: row["shared_bytes"] for row in rows}
+    assert shared["qk_norm_rope"] == 0, "angles and rows are laid out differently"
 
 
 def test_a_row_with_a_problem_fails_the_run():
