@@ -222,11 +222,8 @@ def _number(pattern: str, text: str) -> int:
 
 def _table_line(width: int, *cells: str | int | None) -> str:
     texts = ["-" if cell is None else str(cell) for cell in cells]
-    return (
-        (f"{{:<{width}}} {{:<7}}{{:>10}}{{:>7}}{{:>8}}  {{:<16}}{{:>7}}  {{}}")
-        .format(*texts)
-        .rstrip()
-    )
+    line = f"{{:<{width}}} {{:<7}}{{:>10}}{{:>7}}{{:>8}}  {{:<16}}{{:>7}}  {{}}"
+    return line.format(*texts).rstrip()
 
 
 def main(arguments: list[str] | None = None) -> int:

@@ -73,7 +73,8 @@ def narrow_kernel(
         # A band shorter than the table's width may end outside of the map.
         inside = mask_r & (start_h + a < height)
         x = tl.load(
-            (x_row + (start_h + a) * stride_xh)[:, None] + (offs_i * stride_xw)[None, :],
+            (x_row + (start_h + a).to(tl.int64) * stride_xh)[:, None]
+            + (offs_i * stride_xw)[None, :],
             mask=inside[:, None] & (offs_i < WIDTH)[None, :],
             other=0.0,
         )
@@ -134,7 +135,7 @@ def wide_kernel(
             weight_w = tl.load(weights_w_ptr + j * TAPS_W + b, mask=mask_n, other=0.0)
             # A band shorter than the table's width may end outside of the map.
             inside = mask_n & (start_h + a < height) & (start_w + b < width)
-            offs = (start_h + a) * stride_xh + (start_w + b) * stride_xw
+            offs = (start_h + a).to(tl.int64) * stride_xh + (start_w + b).to(tl.int64) * stride_xw
             x = tl.load(x_ptr + m * stride_xm + offs, mask=inside, other=0.0)
             part += weight_w.to(ACCUMULATE) * x.to(ACCUMULATE)
         total += weight_h.to(ACCUMULATE) * part
