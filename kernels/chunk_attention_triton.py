@@ -54,13 +54,16 @@ def _attend(
     BLOCK_D: tl.constexpr,
     DOT: tl.constexpr,
 ):
-    """One step of the running softmax, over key block n."""
+    """One step of the running softmax, over key block n; `top` is in units of q . k.
+
+    The scale, which must be positive, comes in with the exponential, where it costs nothing.
+    """
     offs_n = n * BLOCK_N + tl.arange(0, BLOCK_N)
     offs_d = tl.arange(0, BLOCK_D)
     mask_n = (offs_n < length)[:, None] & (offs_d < WIDTH)[None, :]
     k = tl.load(k_base + offs_n[:, None] * stride_kl + offs_d[None, :], mask=mask_n, other=0.0)
     v = tl.load(v_base + offs_n[:, None] * stride_vl + offs_d[None, :], mask=mask_n, other=0.0)
-    scores = tl.dot(q.to(DOT), tl.trans(k).to(DOT), input_precision="ieee") * scale_log2
+    scores = tl.dot(q.to(DOT), tl.trans(k).to(DOT), input_precision="ieee")
     if MIXED:
         slot_n = tl.load(slot_ptr + offs_n, mask=offs_n < length, other=0)[None, :]
         word_m = end_m
@@ -75,8 +78,9 @@ def _attend(
     if MIXED:
         # A row that has seen nothing yet; -inf - -inf would be NaN.
         base = tl.where(new_top == float("-inf"), 0.0, new_top)
-    p = tl.exp2(scores - base[:, None])
-    decay = tl.exp2(top - base)
+    base *= scale_log2
+    p = tl.exp2(scores * scale_log2 - base[:, None])
+    decay = tl.exp2(top * scale_log2 - base)
     denominator = denominator * decay + tl.sum(p, 1)
     acc = acc * decay[:, None]
     acc = tl.dot(p.to(v.dtype).to(DOT), v.to(DOT), acc, input_precision="ieee")
@@ -184,7 +188,7 @@ def forward_kernel(
     out = (acc / denominator[:, None]).to(out_ptr.dtype.element_ty)
     out_row = out_ptr + ((batch * length + offs_m) * heads + head) * WIDTH
     tl.store(out_row[:, None] + offs_d[None, :], out, mask=mask)
-    lse = (top + tl.log2(denominator)) * 0.6931471805599453
+    lse = (top * scale_log2 + tl.log2(denominator)) * 0.6931471805599453
     tl.store(lse_ptr + (batch * heads + head) * length + offs_m, lse, mask=mask_m)
 
 
@@ -284,6 +288,9 @@ def _launch_forward(
     tiles: Tiles,
 ) -> None:
     batch, heads, length, width = q.shape
+    if scale <= 0:
+        # The kernel wants the largest score where the largest product is.
+        q, scale = (-q, -scale) if scale else (torch.zeros_like(q), 1.0)
     lists, counts = block_lists(seen, batch, text_len, tiles.block_n, transposed=False)
     forward_kernel[(lists.shape[1], batch * heads)](
         q,

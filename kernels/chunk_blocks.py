@@ -122,11 +122,13 @@ def visible_tile(offs_n, end_m, word_m, slot_n, real_text, text_len, HAS_VISIBLE
     """The mask of a tile, from columns of queries and rows of keys or the other way round.
 
     A query beyond the sequence has end 0. word_m has bit slot_n where the query sees that frame.
+    What depends on the key alone is settled before the two meet: a pair costs one comparison and
+    one test of bits.
     """
-    seen = (offs_n < end_m) & ((offs_n < real_text) | (offs_n >= text_len))
+    real_n = (offs_n < real_text) | (offs_n >= text_len)
     if HAS_VISIBLE:
-        seen = seen & (((word_m >> slot_n) & 1) != 0)
-    return seen
+        return (offs_n < end_m) & ((word_m & tl.where(real_n, 1 << slot_n, 0)) != 0)
+    return (offs_n < end_m) & real_n
 
 
 @jit

@@ -130,14 +130,31 @@ def test_matches_token_loop(heads, groups, text_len, width, device):
     torch.testing.assert_close(lse.cpu().double(), expected_lse, rtol=1e-5, atol=1e-5)
 
 
-@pytest.mark.parametrize("width", [64, 80, 128])
-def test_longer_sequence_and_scale(width, device):
+@pytest.mark.parametrize(
+    ("width", "scale"), [(64, 0.3), (80, 0.3), (128, 0.3), (64, -0.3), (64, 0.0)]
+)
+def test_longer_sequence_and_scale(width, scale, device):
     schedule = ChunkSchedule.video(2, ((1, 1), (3, 5), (7, 7)))
     q, k, v = random_qkv(2, 130, 2, 1, width)
     mask = chunk_mask(schedule)[0].expand(2, 130, 130)
-    expected, _ = brute_attention(q, k, v, mask, 0.3)
-    out = chunk_attention(*(x.to(device) for x in (q, k, v)), schedule, scale=0.3)
+    expected, expected_lse = brute_attention(q, k, v, mask, scale)
+    qkv = [x.to(device) for x in (q, k, v)]
+    out, lse = chunk_attention(*qkv, schedule, scale=scale, return_lse=True)
     torch.testing.assert_close(out.cpu().double(), expected, rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(lse.cpu().double(), expected_lse, rtol=1e-5, atol=1e-5)
+
+
+def test_gradients_of_a_negative_scale(device, assert_near):
+    qkv = [x.double().requires_grad_() for x in random_qkv(1, SMALL.num_tokens)]
+    wanted = chunk_attention_ref(*qkv, SMALL, scale=-0.2)
+    g = torch.randn_like(wanted)
+    expected = torch.autograd.grad(wanted, qkv, g)
+    narrow = [x.detach().float().to(device).requires_grad_() for x in qkv]
+    out = chunk_attention(*narrow, SMALL, scale=-0.2)
+    for got, want in zip(
+        torch.autograd.grad(out, narrow, g.float().to(device)), expected, strict=True
+    ):
+        assert_near(got, want)
 
 
 def test_precomputed_mask_gives_the_same(device):
