@@ -100,12 +100,13 @@ def split_attention_kernel(
         mask_n = (offs_n < stop)[:, None] & (offs_d < WIDTH)[None, :]
         k = tl.load(k_base + row[:, None] * stride_kn + offs_d[None, :], mask=mask_n, other=0.0)
         v = tl.load(v_base + row[:, None] * stride_vn + offs_d[None, :], mask=mask_n, other=0.0)
-        scores = tl.dot(q.to(DOT), tl.trans(k).to(DOT), input_precision="ieee") * scale_log2
+        scores = tl.dot(q.to(DOT), tl.trans(k).to(DOT), input_precision="ieee")
         scores = tl.where((offs_n < stop)[None, :], scores, float("-inf"))
-        # Every block holds a key, so the maximum is finite from the first block on.
+        # Every block holds a key, so the maximum is finite from the first block on. It is one of
+        # q . k: the scale, which is positive, comes in with the exponential, where it is free.
         new_top = tl.maximum(top, tl.max(scores, 1))
-        p = tl.exp2(scores - new_top[:, None])
-        decay = tl.exp2(top - new_top)
+        p = tl.exp2(scores * scale_log2 - (new_top * scale_log2)[:, None])
+        decay = tl.exp2((top - new_top) * scale_log2)
         denominator = denominator * decay + tl.sum(p, 1)
         acc *= decay[:, None]
         acc = tl.dot(p.to(v.dtype).to(DOT), v.to(DOT), acc, input_precision="ieee")
@@ -113,14 +114,18 @@ def split_attention_kernel(
 
     # Without keys the result is 0 and its log denominator `top`, which is -inf.
     denominator = tl.where(denominator == 0, 1.0, denominator)
-    out = acc / denominator[:, None]
+    out = acc * (1.0 / denominator)[:, None]
     out_row = out_ptr + batch * stride_ob + head * stride_oh + token * stride_ol
     if SPLITS > 1:
         # The parts of a split lie as [B, H, L, D], whose heads are the rows of q in order.
         part = (split * (tl.num_programs(2) // groups) + batch) * groups * share * length
-        flat = part + head * length + token
-        tl.store(lse_ptr + flat, top + tl.log2(denominator), mask=offs_m < share * length)
-        out_row = out_ptr + flat * WIDTH
+        row = head * length + token
+        tl.store(
+            lse_ptr + part + row,
+            top * scale_log2 + tl.log2(denominator),
+            mask=offs_m < share * length,
+        )
+        out_row = out_ptr + part * WIDTH + row * WIDTH
     tl.store(out_row[:, None] + offs_d[None, :], out.to(out_ptr.dtype.element_ty), mask=mask_m)
 
 
@@ -164,10 +169,20 @@ def combine_kernel(
         part_ptrs = part_ptr + row[:, None] * WIDTH + offs_d[None, :]
         acc += weight[:, None] * tl.load(part_ptrs, mask=mask, other=0.0)
         denominator += weight
-    out = acc / tl.where(denominator == 0, 1.0, denominator)[:, None]
-    batch, head, token = flat // (heads * length), (flat // length) % heads, flat % length
-    out_row = out_ptr + batch * stride_ob + head * stride_oh + token * stride_ol
+    out = acc * (1.0 / tl.where(denominator == 0, 1.0, denominator))[:, None]
+    batch, head, token = offs_r // (heads * length), (offs_r // length) % heads, offs_r % length
+    out_row = out_ptr + batch.to(tl.int64) * stride_ob + head * stride_oh + token * stride_ol
     tl.store(out_row[:, None] + offs_d[None, :], out.to(out_ptr.dtype.element_ty), mask=mask)
+
+
+def positive_scale(q: Tensor, scale: float) -> tuple[Tensor, float]:
+    """q and a positive scale that give the same scores.
+
+    The kernels look for the largest q . k, which is the largest score under such a scale only.
+    """
+    if scale > 0:
+        return q, scale
+    return (-q, -scale) if scale else (torch.zeros_like(q), 1.0)
 
 
 class Tiles(NamedTuple):
@@ -231,7 +246,7 @@ def cached_attention_triton(
     if tiles.splits > 1:
         parts = q.new_empty(tiles.splits, *q.shape, dtype=torch.float32)
         lse = q.new_empty(tiles.splits, *q.shape[:3], dtype=torch.float32)
-    scale = width**-0.5 if scale is None else scale
+    q, scale = positive_scale(q, width**-0.5 if scale is None else scale)
     block_d = max(16, triton.next_power_of_2(width))
     split_attention_kernel[(triton.cdiv(rows, tiles.block_m), tiles.splits, batch * groups)](
         q,

@@ -9,7 +9,12 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from videoar.kernels.cached_attention_triton import LOG2_E, MAX_WIDTH, dot_dtype
+from videoar.kernels.cached_attention_triton import (
+    LOG2_E,
+    MAX_WIDTH,
+    dot_dtype,
+    positive_scale,
+)
 from videoar.kernels.chunk_attention_backward import backward_tiles, launch_backward
 from videoar.kernels.chunk_blocks import (
     OPERANDS_IN_SHARED,
@@ -185,7 +190,7 @@ def forward_kernel(
             )
     # A row that sees nothing gives 0, and its `top` is -inf.
     denominator = tl.where(denominator == 0, 1.0, denominator)
-    out = (acc / denominator[:, None]).to(out_ptr.dtype.element_ty)
+    out = (acc * (1.0 / denominator)[:, None]).to(out_ptr.dtype.element_ty)
     out_row = out_ptr + ((batch * length + offs_m) * heads + head) * WIDTH
     tl.store(out_row[:, None] + offs_d[None, :], out, mask=mask)
     lse = (top * scale_log2 + tl.log2(denominator)) * 0.6931471805599453
@@ -288,9 +293,7 @@ def _launch_forward(
     tiles: Tiles,
 ) -> None:
     batch, heads, length, width = q.shape
-    if scale <= 0:
-        # The kernel wants the largest score where the largest product is.
-        q, scale = (-q, -scale) if scale else (torch.zeros_like(q), 1.0)
+    q, scale = positive_scale(q, scale)
     lists, counts = block_lists(seen, batch, text_len, tiles.block_n, transposed=False)
     forward_kernel[(lists.shape[1], batch * heads)](
         q,

@@ -63,12 +63,13 @@ def test_any_segments(rows):
     ("heads", "groups", "length", "width"), [(1, 1, 1, 8), (6, 2, 17, 63), (4, 4, 3, 130)]
 )
 @pytest.mark.parametrize("impl", [None, "sdpa"])
-def test_matches_query_loop(rows, heads, groups, length, width, impl, device):
+@pytest.mark.parametrize("scale", [0.3, -0.3, 0.0])
+def test_matches_query_loop(rows, heads, groups, length, width, scale, impl, device):
     segments = torch.tensor(rows, dtype=torch.int32)
     case = random_case(3, heads, groups, length, width)
-    expected = brute(*case, segments, 0.3)
+    expected = brute(*case, segments, scale)
     placed = [x.to(device) for x in case]
-    out = cached_attention(*placed, segments.to(device), scale=0.3, impl=impl)
+    out = cached_attention(*placed, segments.to(device), scale=scale, impl=impl)
     torch.testing.assert_close(out.cpu().double(), expected, rtol=1e-5, atol=1e-5)
 
 
