@@ -24,6 +24,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from videoar.kernels.bilinear_triton import load_bilinear
+from videoar.kernels.bsq_quantize_dot import launch_dot, serves
 from videoar.kernels.jit import jit, tl, triton
 from videoar.kernels.resample import resample_adjoint_triton
 from videoar.kernels.variant import Variant
@@ -260,18 +261,26 @@ def _launch(
         return torch.empty(batch, frames, *shape, dtype=dtype, device=x.device)
 
     tokens, maps = (num_tokens, dim), (dim, height, width)
-    total, average = empty(maps, torch.float32), empty(maps, torch.float32)
-    narrow = None if x.dtype == torch.float32 else empty(maps, x.dtype)
     targets, bits = empty(tokens, torch.bool), empty(tokens, torch.bool)
     inputs = empty(tokens, x.dtype) if return_inputs else None
     scale_inputs = empty(tokens, torch.float32) if return_scale_inputs else None
+    if flips is not None:
+        flips = flips.contiguous().view(torch.uint8)
+    if serves(sizes):
+        out = empty(maps, x.dtype)
+        if x.numel() > 0:
+            masks = (targets.view(torch.uint8), bits.view(torch.uint8))
+            launch_dot(x, flips, sizes, *masks, out, inputs, scale_inputs)
+        return out.transpose(1, 2), targets, bits, inputs, scale_inputs
+    total, average = empty(maps, torch.float32), empty(maps, torch.float32)
+    narrow = None if x.dtype == torch.float32 else empty(maps, x.dtype)
     block_n, block_d, num_warps = bsq_quantize_tiles(height * width, batch * frames)
     if x.numel() > 0:
         bsq_quantize_kernel[(batch * frames * triton.cdiv(dim, block_d),)](
             x,
             total,
             average,
-            None if flips is None else flips.contiguous().view(torch.uint8),
+            flips,
             targets.view(torch.uint8),
             bits.view(torch.uint8),
             narrow,

@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 from hypothesis import given
 
-from videoar.kernels import bsq_quantize_triton
+from videoar.kernels import bsq_quantize_dot, bsq_quantize_triton
 from videoar.kernels.bsq_quantize import (
     bits_to_codes,
     bsq_quantize,
@@ -272,7 +272,7 @@ def test_narrow_latents(device: torch.device, half: torch.dtype) -> None:
     assert torch.equal(narrow.inputs, wide.inputs.to(half))
 
 
-@pytest.mark.parametrize("sizes", [SIZES, WIDE, ((3, 7),)])
+@pytest.mark.parametrize("sizes", [((1, 1), (2, 3), (5, 6)), WIDE, ((3, 7),)])
 def test_the_tile_changes_nothing(
     sizes: tuple, monkeypatch: pytest.MonkeyPatch, triton_device
 ) -> None:
@@ -286,6 +286,75 @@ def test_the_tile_changes_nothing(
     many = bsq_quantize(x, sizes, flips=flips, return_inputs=True)
     for name in ("targets", "bits", "reconstruction", "inputs"):
         assert torch.equal(getattr(few, name), getattr(many, name)), name
+
+
+LARGE = ((1, 1), (2, 2), (3, 3), (4, 4), (6, 6), (8, 8))
+
+
+@pytest.mark.parametrize(
+    "sizes", [LARGE, SIZES, ((1, 2), (3, 5), (4, 8)), ((4, 4),), ((8, 2),) * 2]
+)
+@pytest.mark.parametrize("dim", [5, 40])
+@pytest.mark.parametrize("contiguous", [True, False])
+def test_products_give_what_sums_give(
+    sizes: tuple, dim: int, contiguous: bool, monkeypatch, triton_device, assert_near
+) -> None:
+    """Small grids are quantised by matrix products, by another kernel than all others."""
+    x = torch.randn(2, 3, *sizes[-1], dim, device=triton_device).permute(0, 4, 1, 2, 3)
+    x = x.contiguous() if contiguous else x
+    flips = torch.rand(2, 3, sum(h * w for h, w in sizes), dim, device=triton_device) < 0.2
+    options = {"flips": flips, "return_inputs": True, "return_losses": True}
+    assert bsq_quantize_dot.serves(sizes)
+    products = bsq_quantize(x, sizes, **options)
+    monkeypatch.setattr(bsq_quantize_triton, "serves", lambda _: False)
+    sums = bsq_quantize(x, sizes, **options)
+    assert torch.equal(products.bits, sums.bits)
+    assert torch.equal(products.targets, sums.targets)
+    assert_near(products.reconstruction, sums.reconstruction)
+    torch.testing.assert_close(products.inputs[:, 0], sums.inputs[:, 0])
+    assert_near(products.inputs, sums.inputs)
+    for name, loss in sums.losses.items():
+        torch.testing.assert_close(products.losses[name], loss)
+
+
+def test_other_grids_are_not_for_products() -> None:
+    """Their bilinear weights are no sums of few powers of two, or they are too large or small."""
+    for grid in ((6, 8), (16, 16), (8, 16), (2, 4), (5, 5)):
+        assert not bsq_quantize_dot.serves(((1, 1), grid))
+
+
+@pytest.mark.parametrize("sizes", [LARGE, ((1, 1), (2, 3), (3, 7), (4, 8))])
+def test_the_matrices_are_exact(sizes: tuple) -> None:
+    """All but those of the inputs, which have two parts; and so is every sum that they make."""
+    tables = bsq_quantize_dot._tables(sizes, torch.device("cpu"))
+    matrices, counts, tokens = tables[0].double(), tables[1].double(), tables[2]
+    size, used = sizes[-1], tokens >= 0
+    assert used.sum() == sum(h * w for h, w in sizes[:-1])
+    cells = torch.eye(size[0] * size[1], dtype=torch.float64).unflatten(1, size)
+    total = 0
+    for k, (rows, (h, w)) in enumerate(
+        zip(used.nonzero()[:, 0].split([h * w for h, w in sizes[:-1]]), sizes[:-1], strict=True)
+    ):
+        average = F.adaptive_avg_pool2d(cells[:, None], (h, w)).flatten(1).T
+        assert torch.allclose(matrices[0, rows] / counts[rows, None], average, atol=1e-15)
+        inputs = resample_ref(cells, (h, w), "bilinear").flatten(1).T
+        assert (matrices[1, rows] + matrices[2, rows] - inputs).abs().max() < 2.0**-22
+        bits = torch.eye(h * w, dtype=torch.float64).unflatten(1, (h, w))
+        ups = resample_ref(bits, size, "bilinear").flatten(1)
+        assert torch.equal(matrices[3, rows], ups)
+        assert torch.equal((256 * ups).round(), 256 * ups)
+        signs = torch.randint(0, 2, (100, h * w)).double() * 2 - 1
+        total = total + signs @ ups
+        assert torch.equal(total.half().double(), total), k
+
+
+def test_three_parts_are_the_number() -> None:
+    """What the kernel splits x into, since bfloat16 products of the interpreter are wrong."""
+    x = torch.randn(10000) * torch.logspace(-20, 20, 10000)
+    high = x.bfloat16()
+    middle = (x - high.float()).bfloat16()
+    low = (x - high.float() - middle.float()).bfloat16()
+    assert torch.equal(high.double() + middle.double() + low.double(), x.double())
 
 
 def test_channels_too_far_apart() -> None:
