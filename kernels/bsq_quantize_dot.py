@@ -148,8 +148,7 @@ def bsq_quantize_dot_kernel(
     offs = (num_tokens - CELLS + cells)[:, None] * num_bits + offs_d[None, :]
     mask = (cells < CELLS)[:, None] & mask_d[None, :]
     if inputs_ptr is not None:
-        told = mask if len(STARTS) > 0 else mask & (frame == 0)
-        tl.store(inputs_ptr + offs, known, mask=told)
+        tl.store(inputs_ptr + offs, known, mask=mask)
     y = x - known
     bit = (y > 0).to(tl.uint8)
     tl.store(targets_ptr + offs, bit, mask=mask)
@@ -179,12 +178,12 @@ def serves(sizes: Sizes) -> bool:
     """Whether the products are exact for these scales, and worth a matrix instruction."""
     height, width = sizes[-1]
     powers = all(side in (1, 2, 4, 8) for side in (height, width))
-    return powers and height * width >= 16 and len(sizes) <= 8
+    return powers and height * width >= 16 and 2 <= len(sizes) <= 8
 
 
 def _lengths(sizes: Sizes) -> tuple[int, ...]:
-    """Rows of the tables for the scales but the last; of a single scale, for its own tokens."""
-    return tuple(max(16, triton.next_power_of_2(h * w)) for h, w in sizes[:-1] or sizes)
+    """Rows of the tables for the scales but the last."""
+    return tuple(max(16, triton.next_power_of_2(h * w)) for h, w in sizes[:-1])
 
 
 @lru_cache(maxsize=64)
@@ -203,7 +202,7 @@ def _tables(sizes: Sizes, device: torch.device) -> tuple[Tensor, Tensor, Tensor]
             one, other = (resample_matrix(*side, mode).double() for side in sides)
             return torch.kron(one.contiguous(), other.contiguous())
 
-        for (h, w), length in zip(sizes[:-1] or sizes, lengths, strict=True):
+        for (h, w), length in zip(sizes[:-1], lengths, strict=True):
             here = slice(row, row + h * w)
             average = both(h, w, "area")
             counts[here] = (average != 0).sum(1)
@@ -240,7 +239,6 @@ def launch_dot(
     lengths = _lengths(sizes)
     starts = (0, *accumulate(lengths))[:-1]
     block_d = block_of_channels(dim)
-    single = len(sizes) == 1
     bsq_quantize_dot_kernel[(batch * frames * triton.cdiv(dim, block_d),)](
         x,
         matrices,
@@ -259,8 +257,8 @@ def launch_dot(
         dim**-0.5,
         *x.stride()[:3],
         x.stride(4),
-        STARTS=() if single else starts,
-        LENGTHS=() if single else lengths,
+        STARTS=starts,
+        LENGTHS=lengths,
         FIRST=lengths[0],
         CELLS=x.shape[3] * width,
         BLOCK_D=block_d,
