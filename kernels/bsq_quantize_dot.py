@@ -30,6 +30,19 @@ Sizes = tuple[tuple[int, int], ...]
 
 
 @jit
+def store_bits(y, offs, mask, flips_ptr, targets_ptr, bits_ptr, scale_inputs_ptr):
+    """[y > 0] ^ flips, with all that is written of it: targets, bits, and y where asked for."""
+    bit = (y > 0).to(tl.uint8)
+    tl.store(targets_ptr + offs, bit, mask=mask)
+    if flips_ptr is not None:
+        bit = bit ^ tl.load(flips_ptr + offs, mask=mask, other=0)
+    tl.store(bits_ptr + offs, bit, mask=mask)
+    if scale_inputs_ptr is not None:
+        tl.store(scale_inputs_ptr + offs, y, mask=mask)
+    return bit
+
+
+@jit
 def _quantize_scale(
     total,
     x,
@@ -70,13 +83,7 @@ def _quantize_scale(
     token = tl.load(token_ptr + rows)
     mask = (token >= 0)[:, None] & mask_d[None, :]
     offs = token[:, None] * num_bits + offs_d[None, :]
-    bit = (y > 0).to(tl.uint8)
-    tl.store(targets_ptr + offs, bit, mask=mask)
-    if flips_ptr is not None:
-        bit = bit ^ tl.load(flips_ptr + offs, mask=mask, other=0)
-    tl.store(bits_ptr + offs, bit, mask=mask)
-    if scale_inputs_ptr is not None:
-        tl.store(scale_inputs_ptr + offs, y, mask=mask)
+    bit = store_bits(y, offs, mask, flips_ptr, targets_ptr, bits_ptr, scale_inputs_ptr)
     if inputs_ptr is not None:
         value = tl.dot(tl.load(matrix_ptrs + stride_matrix), seen)
         value = tl.dot(tl.load(matrix_ptrs + 2 * stride_matrix), seen, value)
@@ -150,13 +157,7 @@ def bsq_quantize_dot_kernel(
     if inputs_ptr is not None:
         tl.store(inputs_ptr + offs, known, mask=mask)
     y = x - known
-    bit = (y > 0).to(tl.uint8)
-    tl.store(targets_ptr + offs, bit, mask=mask)
-    if flips_ptr is not None:
-        bit = bit ^ tl.load(flips_ptr + offs, mask=mask, other=0)
-    tl.store(bits_ptr + offs, bit, mask=mask)
-    if scale_inputs_ptr is not None:
-        tl.store(scale_inputs_ptr + offs, y, mask=mask)
+    bit = store_bits(y, offs, mask, flips_ptr, targets_ptr, bits_ptr, scale_inputs_ptr)
     total += tl.where(bit != 0, 1.0, -1.0)
     out_ptr += (m * num_bits + first_d) * CELLS
     cells_out = offs_d[None, :] * CELLS + cells[:, None]

@@ -24,7 +24,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from videoar.kernels.bilinear_triton import load_bilinear
-from videoar.kernels.bsq_quantize_dot import launch_dot, serves
+from videoar.kernels.bsq_quantize_dot import launch_dot, serves, store_bits
 from videoar.kernels.jit import jit, tl, triton
 from videoar.kernels.resample import resample_adjoint_triton
 from videoar.kernels.variant import Variant
@@ -128,6 +128,10 @@ def bsq_quantize_kernel(
     first_bit = m * num_tokens * num_bits + first_d
     targets_ptr += first_bit
     bits_ptr += first_bit
+    if flips_ptr is not None:
+        flips_ptr += first_bit
+    if scale_inputs_ptr is not None:
+        scale_inputs_ptr += first_bit
     offs_xd, offs_map = offs_d * stride_xd, offs_d * num_cells
 
     token = 0
@@ -145,13 +149,7 @@ def bsq_quantize_kernel(
             mask = mask_n[:, None] & mask_d[None, :]
             offs = (token + offs_n)[:, None] * num_bits + offs_d[None, :]
             y = _average_columns(average_ptr, offs_map, mask_d, offs_n, mask_n, width, w, taps_w)
-            bit = (y > 0).to(tl.uint8)
-            tl.store(targets_ptr + offs, bit, mask=mask)
-            if flips_ptr is not None:
-                bit = bit ^ tl.load(flips_ptr + first_bit + offs, mask=mask, other=0)
-            tl.store(bits_ptr + offs, bit, mask=mask)
-            if scale_inputs_ptr is not None:
-                tl.store(scale_inputs_ptr + first_bit + offs, y, mask=mask)
+            store_bits(y, offs, mask, flips_ptr, targets_ptr, bits_ptr, scale_inputs_ptr)
             if inputs_ptr is not None:
                 value = load_bilinear(
                     sum_ptr, offs_map, mask_d, offs_n, mask_n & (k > 0),
@@ -188,13 +186,7 @@ def bsq_quantize_kernel(
             told = mask & ((num_scales > 1) | (frame == 0))
             tl.store(inputs_ptr + first_bit + offs, known, mask=told)
         y = x - known
-        bit = (y > 0).to(tl.uint8)
-        tl.store(targets_ptr + offs, bit, mask=mask)
-        if flips_ptr is not None:
-            bit = bit ^ tl.load(flips_ptr + first_bit + offs, mask=mask, other=0)
-        tl.store(bits_ptr + offs, bit, mask=mask)
-        if scale_inputs_ptr is not None:
-            tl.store(scale_inputs_ptr + first_bit + offs, y, mask=mask)
+        bit = store_bits(y, offs, mask, flips_ptr, targets_ptr, bits_ptr, scale_inputs_ptr)
         total = known + tl.where(bit != 0, code, -code)
         tl.store(sum_ptr + cells, total, mask=mask)
         if narrow_ptr is not None:
