@@ -24,6 +24,7 @@ from videoar.benchmarks.kernel_costs import (
     resample_flops,
 )
 from videoar.kernels.bsq_quantize import bsq_quantize_ref
+from videoar.kernels.bsq_quantize_dot import serves
 from videoar.kernels.next_scale import next_scale_ref
 from videoar.kernels.pack_bits import pack_bits_ref, unpack_bits_ref
 from videoar.kernels.philox import philox_uniform_ref
@@ -66,11 +67,16 @@ def next_scale_cases(setting: Setting) -> Iterator[Case]:
 
 def bsq_quantize_cases(setting: Setting) -> Iterator[Case]:
     """64 clips of videoar-l and 8 of videoar-4b, 5 frames each, float32 as training calls it."""
-    shapes = ((64, "videoar-l"), (8, "videoar-4b"))
-    for clips, preset in ((2, "digits"),) if setting.small else shapes:
-        config = PRESETS[preset].transformer
-        sizes, dim, frames = config.sizes, config.latent_dim, clips * 5
+    dim = PRESETS["videoar-l"].transformer.latent_dim
+    shapes = [(64, PRESETS["videoar-l"]), (8, PRESETS["videoar-4b"])]
+    shapes = [(clips, preset.transformer.sizes) for clips, preset in shapes]
+    if setting.small:
+        dim = PRESETS["digits"].transformer.latent_dim
+        shapes = [(2, PRESETS["digits"].transformer.sizes), (1, ((1, 1), (2, 3), (3, 5)))]
+    for clips, sizes in shapes:
+        frames, tokens = clips * 5, sum(h * w for h, w in sizes)
         height, width = sizes[-1]
+        form = "products" if serves(sizes) else "sums"
 
         def make(seed: int, shape=(clips, dim, 5, height, width)) -> tuple[Tensor]:
             return (random_tensors(setting, seed, [shape])[0].float(),)
@@ -81,8 +87,8 @@ def bsq_quantize_cases(setting: Setting) -> Iterator[Case]:
 
         yield Case(
             op="bsq_quantize",
-            name=f"{clips} clips of {height} x {width}, inputs",
-            num_bytes=bsq_bytes(frames, dim, config.tokens_per_frame, height * width, 4),
+            name=f"{clips} clips of {height} x {width}, inputs, {form}",
+            num_bytes=bsq_bytes(frames, dim, tokens, height * width, 4),
             flops=bsq_flops(frames, dim, sizes),
             make=make,
             run=partial(apply, kernels.bsq_quantize),

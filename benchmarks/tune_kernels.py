@@ -31,6 +31,7 @@ class Tunable:
         fields: names of the numbers that it returns.
         axes: by place, the values to try.
         backward: tuned on the cases with a backward pass; else on those without.
+        form: in the names of its cases, where an operation has several kernels; "": all.
         part: which of several tiles that the function returns.
         derive: numbers that follow from the others, from tiles and the function's arguments.
     """
@@ -42,12 +43,14 @@ class Tunable:
     fields: tuple[str, ...]
     axes: Choice | Mapping[int, tuple[int, ...]]
     backward: bool = False
+    form: str = ""
     part: int | None = None
     derive: Callable[[list[int], tuple[int, ...]], list[int]] | None = None
 
     def serves(self, case: "Case") -> bool:
         """Whether the tiles are tuned on this case."""
-        return case.op == self.op and ("forward+backward" in case.name) == self.backward
+        fits = case.op == self.op and self.form in case.name
+        return fits and ("forward+backward" in case.name) == self.backward
 
     def changed(self, chosen: Any, choice: Choice, arguments: tuple[int, ...]) -> Any:
         """What the function returned, with the numbers of a choice in it."""
@@ -150,11 +153,21 @@ TUNABLES = (
     ),
     Tunable(
         op="bsq_quantize",
-        kernel="forward",
+        kernel="sums",
         module="bsq_quantize_triton",
         function="bsq_quantize_tiles",
         fields=("block_n", "block_d", "num_warps"),
         axes={0: (16, 32, 64, 128), 1: (4, 8, 16), 2: (2, 4, 8)},
+        form="sums",
+    ),
+    Tunable(
+        op="bsq_quantize",
+        kernel="products",
+        module="bsq_quantize_dot",
+        function="bsq_quantize_dot_tiles",
+        fields=("block_d", "num_warps"),
+        axes={0: (16, 32, 64), 1: (2, 4, 8)},
+        form="products",
     ),
     Tunable(
         op="rms_norm",

@@ -43,6 +43,13 @@ def store_bits(y, offs, mask, flips_ptr, targets_ptr, bits_ptr, scale_inputs_ptr
 
 
 @jit
+def _inputs(matrix_ptrs, stride_matrix, seen):
+    """R A of the rows of D at `matrix_ptrs`, whose two parts lie behind it."""
+    value = tl.dot(tl.load(matrix_ptrs + stride_matrix), seen)
+    return tl.dot(tl.load(matrix_ptrs + 2 * stride_matrix), seen, value)
+
+
+@jit
 def _quantize_scale(
     total,
     x,
@@ -85,8 +92,7 @@ def _quantize_scale(
     offs = token[:, None] * num_bits + offs_d[None, :]
     bit = store_bits(y, offs, mask, flips_ptr, targets_ptr, bits_ptr, scale_inputs_ptr)
     if inputs_ptr is not None:
-        value = tl.dot(tl.load(matrix_ptrs + stride_matrix), seen)
-        value = tl.dot(tl.load(matrix_ptrs + 2 * stride_matrix), seen, value)
+        value = _inputs(matrix_ptrs, stride_matrix, seen)
         tl.store(inputs_ptr + offs, value * code, mask=mask & told)
     up = tl.load(matrix_ptr + 3 * stride_matrix + rows[None, :] * CELLS + cells[:, None])
     return tl.dot(up, tl.where(bit != 0, 1.0, -1.0).to(tl.float16), total)
@@ -115,7 +121,6 @@ def bsq_quantize_dot_kernel(
     stride_xn,
     STARTS: tl.constexpr,
     LENGTHS: tl.constexpr,
-    FIRST: tl.constexpr,
     CELLS: tl.constexpr,
     BLOCK_D: tl.constexpr,
     SPLIT: tl.constexpr,
@@ -153,7 +158,7 @@ def bsq_quantize_dot_kernel(
     # The last scale is the latent grid itself.
     known = total * code
     offs = (num_tokens - CELLS + cells)[:, None] * num_bits + offs_d[None, :]
-    mask = (cells < CELLS)[:, None] & mask_d[None, :]
+    mask = tl.broadcast_to(mask_d[None, :], (CELLS, BLOCK_D))
     if inputs_ptr is not None:
         tl.store(inputs_ptr + offs, known, mask=mask)
     y = x - known
@@ -164,11 +169,9 @@ def bsq_quantize_dot_kernel(
     tl.store(out_ptr + cells_out, (total * code).to(out_ptr.dtype.element_ty), mask=mask)
     if inputs_ptr is not None:
         # The next frame's first scale starts from this frame; the last frame has none to start.
-        rows = tl.arange(0, FIRST)
+        rows = tl.arange(0, LENGTHS[0])
         matrix_ptrs = matrix_ptr + rows[:, None] * CELLS + cells[None, :]
-        seen = total.to(tl.float16)
-        value = tl.dot(tl.load(matrix_ptrs + stride_matrix), seen)
-        value = tl.dot(tl.load(matrix_ptrs + 2 * stride_matrix), seen, value)
+        value = _inputs(matrix_ptrs, stride_matrix, total.to(tl.float16))
         token = tl.load(token_ptr + rows)
         mask = (token >= 0)[:, None] & mask_d[None, :] & (frame + 1 < num_frames)
         offs = (num_tokens + token)[:, None] * num_bits + offs_d[None, :]
@@ -182,28 +185,29 @@ def serves(sizes: Sizes) -> bool:
     return powers and height * width >= 16 and 2 <= len(sizes) <= 8
 
 
-def _lengths(sizes: Sizes) -> tuple[int, ...]:
-    """Rows of the tables for the scales but the last."""
-    return tuple(max(16, triton.next_power_of_2(h * w)) for h, w in sizes[:-1])
+def _rows(sizes: Sizes) -> tuple[tuple[int, ...], tuple[int, ...]]:
+    """First row of the tables and number of rows, for all scales but the last."""
+    lengths = tuple(max(16, triton.next_power_of_2(h * w)) for h, w in sizes[:-1])
+    return (0, *accumulate(lengths[:-1])), lengths
 
 
 @lru_cache(maxsize=64)
 def _tables(sizes: Sizes, device: torch.device) -> tuple[Tensor, Tensor, Tensor]:
     """float16 [4, T, HW]: D, R in two parts, U transposed; counts [T]; tokens [T], -1: none."""
     height, width = sizes[-1]
-    lengths = _lengths(sizes)
+    starts, lengths = _rows(sizes)
     with torch.inference_mode(False):
         matrices = torch.zeros(4, sum(lengths), height * width, dtype=torch.float64, device="cpu")
         counts = torch.ones(sum(lengths), dtype=torch.float64, device="cpu")
         tokens = torch.full((sum(lengths),), -1, dtype=torch.int32, device="cpu")
-        row = token = 0
+        token = 0
 
         def both(h: int, w: int, mode: str, up: bool = False) -> Tensor:
             sides = ((h, height), (w, width)) if up else ((height, h), (width, w))
             one, other = (resample_matrix(*side, mode).double() for side in sides)
             return torch.kron(one.contiguous(), other.contiguous())
 
-        for (h, w), length in zip(sizes[:-1], lengths, strict=True):
+        for (h, w), row in zip(sizes[:-1], starts, strict=True):
             here = slice(row, row + h * w)
             average = both(h, w, "area")
             counts[here] = (average != 0).sum(1)
@@ -213,13 +217,13 @@ def _tables(sizes: Sizes, device: torch.device) -> tuple[Tensor, Tensor, Tensor]
             matrices[2, here] = inputs - matrices[1, here]
             matrices[3, here] = both(h, w, "bilinear", up=True).T
             tokens[here] = torch.arange(token, token + h * w, device="cpu")
-            row, token = row + length, token + h * w
+            token += h * w
         return matrices.half().to(device), counts.float().to(device), tokens.to(device)
 
 
-def block_of_channels(dim: int) -> int:
-    """Columns of a program: 16 for a matrix instruction, 32 where there are more; 64 spill."""
-    return 16 if dim <= 16 else 32
+def bsq_quantize_dot_tiles(dim: int) -> tuple[int, int]:
+    """Columns of a program, 16 for a matrix instruction or 32, and warps; 64 columns spill."""
+    return (16 if dim <= 16 else 32), 4
 
 
 def launch_dot(
@@ -237,9 +241,8 @@ def launch_dot(
     if x.stride(3) != width * x.stride(4):
         x = x.contiguous()
     matrices, counts, tokens = _tables(sizes, x.device)
-    lengths = _lengths(sizes)
-    starts = (0, *accumulate(lengths))[:-1]
-    block_d = block_of_channels(dim)
+    starts, lengths = _rows(sizes)
+    block_d, num_warps = bsq_quantize_dot_tiles(dim)
     bsq_quantize_dot_kernel[(batch * frames * triton.cdiv(dim, block_d),)](
         x,
         matrices,
@@ -260,19 +263,18 @@ def launch_dot(
         x.stride(4),
         STARTS=starts,
         LENGTHS=lengths,
-        FIRST=lengths[0],
         CELLS=x.shape[3] * width,
         BLOCK_D=block_d,
         SPLIT=not interpreted(),
-        num_warps=4,
+        num_warps=num_warps,
         num_stages=1,
     )
 
 
 def aot_variants() -> list[Variant]:
     """The scales of `videoar-l`, error correction with inputs, float32 as training calls it."""
-    sizes = tuple((side, side) for side in (1, 2, 3, 4, 6, 8))
-    lengths = _lengths(sizes)
+    starts, lengths = _rows(tuple((side, side) for side in (1, 2, 3, 4, 6, 8)))
+    block_d, num_warps = bsq_quantize_dot_tiles(48)
     pointers = {
         **dict.fromkeys(("x_ptr", "count_ptr", "out_ptr", "inputs_ptr"), "*fp32"),
         **dict.fromkeys(("flips_ptr", "targets_ptr", "bits_ptr"), "*u8"),
@@ -289,15 +291,14 @@ def aot_variants() -> list[Variant]:
             signature=pointers | integers | {"code": "fp32"},
             constexprs={
                 "stride_xn": 1,
-                "STARTS": (0, *accumulate(lengths))[:-1],
+                "STARTS": starts,
                 "LENGTHS": lengths,
-                "FIRST": lengths[0],
                 "CELLS": 64,
-                "BLOCK_D": block_of_channels(48),
+                "BLOCK_D": block_d,
                 "SPLIT": True,
             },
             divisible=(*pointers, "num_bits", *strides),
-            num_warps=4,
+            num_warps=num_warps,
             num_stages=1,
             expects_mma=True,
         )

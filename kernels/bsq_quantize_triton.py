@@ -24,12 +24,10 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from videoar.kernels.bilinear_triton import load_bilinear
-from videoar.kernels.bsq_quantize_dot import launch_dot, serves, store_bits
+from videoar.kernels.bsq_quantize_dot import Sizes, launch_dot, serves, store_bits
 from videoar.kernels.jit import jit, tl, triton
 from videoar.kernels.resample import resample_adjoint_triton
 from videoar.kernels.variant import Variant
-
-Sizes = tuple[tuple[int, int], ...]
 
 
 @jit
@@ -130,6 +128,8 @@ def bsq_quantize_kernel(
     bits_ptr += first_bit
     if flips_ptr is not None:
         flips_ptr += first_bit
+    if inputs_ptr is not None:
+        inputs_ptr += first_bit
     if scale_inputs_ptr is not None:
         scale_inputs_ptr += first_bit
     offs_xd, offs_map = offs_d * stride_xd, offs_d * num_cells
@@ -156,7 +156,7 @@ def bsq_quantize_kernel(
                     height, width, h, w, 1, 1.0, 0.0,
                 )  # fmt: skip
                 known = mask & ((k > 0) | (frame == 0))
-                tl.store(inputs_ptr + first_bit + offs, value, mask=known)
+                tl.store(inputs_ptr + offs, value, mask=known)
         tl.debug_barrier()
         for start in range(0, num_cells, BLOCK_N):
             offs_n = start + tl.arange(0, BLOCK_N)
@@ -184,7 +184,7 @@ def bsq_quantize_kernel(
         offs = (token + offs_n)[:, None] * num_bits + offs_d[None, :]
         if inputs_ptr is not None:
             told = mask & ((num_scales > 1) | (frame == 0))
-            tl.store(inputs_ptr + first_bit + offs, known, mask=told)
+            tl.store(inputs_ptr + offs, known, mask=told)
         y = x - known
         bit = store_bits(y, offs, mask, flips_ptr, targets_ptr, bits_ptr, scale_inputs_ptr)
         total = known + tl.where(bit != 0, code, -code)
@@ -205,7 +205,7 @@ def bsq_quantize_kernel(
             )
             offs = (token + offs_n)[:, None] * num_bits + offs_d[None, :]
             mask = mask_n[:, None] & mask_d[None, :]
-            tl.store(inputs_ptr + first_bit + offs, value, mask=mask)
+            tl.store(inputs_ptr + offs, value, mask=mask)
 
 
 def bsq_quantize_tiles(num_cells: int, num_frames: int) -> tuple[int, int, int]:

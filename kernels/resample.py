@@ -145,12 +145,12 @@ def wide_kernel(
 def narrow_tiles(num_rows: int, width: int, width_out: int, itemsize: int) -> tuple[int, int, int]:
     """BLOCK_R, BLOCK_I, BLOCK_J of `narrow_kernel` for that many rows of the result.
 
-    32 values a thread of the wider side in bfloat16, 16 in float32, for the shuffles to pay for the
-    rest; 8 in float64, and where the device would not be full otherwise.
+    16 values a thread of the wider side, for the shuffles to pay for the rest; 8 in float64, and
+    where the device would not be full otherwise.
     """
     block_i, block_j = triton.next_power_of_2(width), triton.next_power_of_2(width_out)
     widest = max(block_i, block_j)
-    values = (2048 if itemsize <= 4 else 1024) if num_rows * widest >= 2**21 else 1024
+    values = 2048 if itemsize <= 4 and num_rows * widest >= 2**21 else 1024
     block_r = min(values // widest, triton.next_power_of_2(num_rows))
     # Triton (3.6, 3.7) fails to compile a gather from fewer values than the program has threads.
     return block_r, max(block_i, 256 // block_r), block_j

@@ -13,6 +13,7 @@ from videoar.benchmarks.kernel_case import Setting
 from videoar.benchmarks.kernel_cases import CASES
 from videoar.benchmarks.timing import Clock
 from videoar.benchmarks.tune_kernels import KERNELS, TUNABLES, Tunable, forced
+from videoar.kernels.dispatch import use_backend
 from videoar.kernels.jit import interpreted
 
 CPU = torch.device("cpu")
@@ -49,6 +50,16 @@ def test_functions_and_fields_exist(one):
     same = {place: tiles[place] for place in one.axes}
     assert one.changed(chosen, same, arguments) == chosen
     case_of(one)
+
+
+@interpreter
+@pytest.mark.parametrize("form", ["sums", "products"])
+def test_a_case_asks_for_the_tiles_of_its_kernel(form):
+    one = tunable("bsq_quantize", form)
+    case = case_of(one)
+    with forced(one, {}) as taken, use_backend("triton"):
+        case.run(*case.make(1))
+    assert taken
 
 
 def test_forced_tiles_last_for_the_block():
