@@ -24,7 +24,7 @@ from videoar.benchmarks.kernel_costs import (
     resample_flops,
 )
 from videoar.kernels.bsq_quantize import bsq_quantize_ref
-from videoar.kernels.bsq_quantize_dot import serves
+from videoar.kernels.bsq_quantize_lanes import serves
 from videoar.kernels.next_scale import next_scale_ref
 from videoar.kernels.pack_bits import pack_bits_ref, unpack_bits_ref
 from videoar.kernels.philox import philox_uniform_ref
@@ -76,7 +76,7 @@ def bsq_quantize_cases(setting: Setting) -> Iterator[Case]:
     for clips, sizes in shapes:
         frames, tokens = clips * 5, sum(h * w for h, w in sizes)
         height, width = sizes[-1]
-        form = "products" if serves(sizes) else "sums"
+        form = "lanes" if serves(sizes, dim) else "sums"
 
         def make(seed: int, shape=(clips, dim, 5, height, width)) -> tuple[Tensor]:
             return (random_tensors(setting, seed, [shape])[0].float(),)

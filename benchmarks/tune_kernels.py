@@ -96,6 +96,11 @@ def _rms_backward(tiles: list[int], arguments: tuple[int, ...]) -> list[int]:
     return [*tiles[:3], -(-blocks // MAX_PARTIALS) * tiles[0]]
 
 
+def _a_map_a_lane(tiles: list[int], arguments: tuple[int, ...]) -> list[int]:
+    """Warps of a program that has as many lanes as maps."""
+    return [tiles[0], tiles[0] // arguments[0]]
+
+
 def _programs(tiles: list[int], arguments: tuple[int, ...]) -> list[int]:
     """Programs of an elementwise launch."""
     rows, width = arguments
@@ -162,12 +167,13 @@ TUNABLES = (
     ),
     Tunable(
         op="bsq_quantize",
-        kernel="products",
-        module="bsq_quantize_dot",
-        function="bsq_quantize_dot_tiles",
-        fields=("block_d", "num_warps"),
-        axes={0: (16, 32, 64), 1: (2, 4, 8)},
-        form="products",
+        kernel="lanes",
+        module="bsq_quantize_lanes",
+        function="bsq_quantize_lanes_tiles",
+        fields=("block", "num_warps"),
+        axes={0: (32, 64, 128)},
+        form="lanes",
+        derive=_a_map_a_lane,
     ),
     Tunable(
         op="rms_norm",

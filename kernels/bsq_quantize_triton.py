@@ -24,7 +24,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from videoar.kernels.bilinear_triton import load_bilinear
-from videoar.kernels.bsq_quantize_dot import Sizes, launch_dot, serves, store_bits
+from videoar.kernels.bsq_quantize_lanes import Sizes, launch_lanes, serves, store_bits
 from videoar.kernels.jit import jit, tl, triton
 from videoar.kernels.resample import resample_adjoint_triton
 from videoar.kernels.variant import Variant
@@ -149,7 +149,10 @@ def bsq_quantize_kernel(
             mask = mask_n[:, None] & mask_d[None, :]
             offs = (token + offs_n)[:, None] * num_bits + offs_d[None, :]
             y = _average_columns(average_ptr, offs_map, mask_d, offs_n, mask_n, width, w, taps_w)
-            store_bits(y, offs, mask, flips_ptr, targets_ptr, bits_ptr, scale_inputs_ptr)
+            flips = None
+            if flips_ptr is not None:
+                flips = tl.load(flips_ptr + offs, mask=mask, other=0)
+            store_bits(y, flips, offs, mask, targets_ptr, bits_ptr, scale_inputs_ptr, 1.0)
             if inputs_ptr is not None:
                 value = load_bilinear(
                     sum_ptr, offs_map, mask_d, offs_n, mask_n & (k > 0),
@@ -185,9 +188,13 @@ def bsq_quantize_kernel(
         if inputs_ptr is not None:
             told = mask & ((num_scales > 1) | (frame == 0))
             tl.store(inputs_ptr + offs, known, mask=told)
-        y = x - known
-        bit = store_bits(y, offs, mask, flips_ptr, targets_ptr, bits_ptr, scale_inputs_ptr)
-        total = known + tl.where(bit != 0, code, -code)
+        flips = None
+        if flips_ptr is not None:
+            flips = tl.load(flips_ptr + offs, mask=mask, other=0)
+        sign = store_bits(
+            x - known, flips, offs, mask, targets_ptr, bits_ptr, scale_inputs_ptr, 1.0
+        )
+        total = known + sign * code
         tl.store(sum_ptr + cells, total, mask=mask)
         if narrow_ptr is not None:
             tl.store(narrow_ptr + first_cell + cells, total, mask=mask)
@@ -258,11 +265,11 @@ def _launch(
     scale_inputs = empty(tokens, torch.float32) if return_scale_inputs else None
     if flips is not None:
         flips = flips.contiguous().view(torch.uint8)
-    if serves(sizes):
+    if serves(sizes, dim):
         out = empty(maps, x.dtype)
         if x.numel() > 0:
             masks = (targets.view(torch.uint8), bits.view(torch.uint8))
-            launch_dot(x, flips, sizes, *masks, out, inputs, scale_inputs)
+            launch_lanes(x, flips, sizes, *masks, out, inputs, scale_inputs)
         return out.transpose(1, 2), targets, bits, inputs, scale_inputs
     total, average = empty(maps, torch.float32), empty(maps, torch.float32)
     narrow = None if x.dtype == torch.float32 else empty(maps, x.dtype)

@@ -53,7 +53,7 @@ def test_functions_and_fields_exist(one):
 
 
 @interpreter
-@pytest.mark.parametrize("form", ["sums", "products"])
+@pytest.mark.parametrize("form", ["sums", "lanes"])
 def test_a_case_asks_for_the_tiles_of_its_kernel(form):
     one = tunable("bsq_quantize", form)
     case = case_of(one)
